@@ -1,7 +1,9 @@
 """The features of Hugging Face configs that attnplan does not model, by name.
 
 A feature is here if it changes shapes, what attends to what, or what is computed around the attention;
-importing such a model as if it were plain would be a guess. Source: the modelling files of transformers 4.44–4.57.
+importing such a model as if it were plain would be a guess.
+
+Source: the modelling files of transformers 4.44–4.57.
 """
 
 from __future__ import annotations
