@@ -1,0 +1,241 @@
+"""Profile: what the kernels of one GPU type and the collectives of its node cost, as a file.
+
+A kernel class and dtype has one model: coefficients of its physical model, small networks for the log
+residual, quantiles of what the model missed on rows held out, and the range it was calibrated in. Weights
+are base64 of little-endian float32 inside JSON; nothing is ever unpickled.
+What it ignores: temperature, clocks, several kernels sharing a GPU.
+"""
+
+from __future__ import annotations
+
+import base64
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from simulator.cluster import Gpu
+from simulator.errors import ProfileError, SpecError
+from simulator.files import Record, load
+
+Tag = Literal["measured", "replayed", "emulated", "imported", "fitted", "assumed"]
+KernelClass = Literal["gemm", "attention_prefill", "attention_decode", "moe"]
+CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
+Float32 = npt.NDArray[np.float32]
+PRESETS = Path(__file__).parent / "presets" / "profiles"
+DTYPE_ALIASES = {"fp16": "bf16"}  # same tensor-core rate and bytes; used where a profile has no fp16 rows
+
+
+class Provenance(Record):
+    """Where numbers come from."""
+
+    source: str
+    licence: str
+    num_rows: int = Field(ge=0)
+    rebuilt_with: str = Field(description="the command that makes this file again")
+
+
+class Layer(Record):
+    """One dense layer, row-major ``[num_inputs, num_outputs]`` float32 in base64."""
+
+    num_inputs: int = Field(ge=1)
+    num_outputs: int = Field(ge=1)
+    weights_base64: str
+    bias_base64: str
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> Layer:
+        if len(decode_floats(self.weights_base64)) != self.num_inputs * self.num_outputs:
+            raise ValueError("weights_base64 does not hold num_inputs·num_outputs float32")
+        if len(decode_floats(self.bias_base64)) != self.num_outputs:
+            raise ValueError("bias_base64 does not hold num_outputs float32")
+        return self
+
+
+class Residual(Record):
+    """Networks (tanh between layers, averaged) from standardised, clamped features to log(measured/physical)."""
+
+    feature_mean: tuple[float, ...]
+    feature_scale: tuple[float, ...]
+    feature_low: tuple[float, ...] = Field(description="standardised; features are clamped to what was seen")
+    feature_high: tuple[float, ...]
+    low: float = Field(description="smallest log residual seen; outputs are clamped")
+    high: float
+    networks: tuple[tuple[Layer, ...], ...]
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> Residual:
+        width = len(self.feature_mean)
+        if {len(self.feature_scale), len(self.feature_low), len(self.feature_high)} != {width}:
+            raise ValueError("feature_mean, feature_scale, feature_low and feature_high differ in length")
+        for index, layers in enumerate(self.networks):
+            ends = [width, *(layer.num_outputs for layer in layers)]
+            if [layer.num_inputs for layer in layers] != ends[:-1] or ends[-1] != 1:
+                raise ValueError(f"networks[{index}]: layers do not chain from {width} features to 1 output")
+        return self
+
+    @cached_property
+    def arrays(self) -> tuple[tuple[tuple[Float32, Float32], ...], ...]:
+        """((weights [in, out], bias [out]) by layer) by network."""
+        return tuple(
+            tuple(
+                (
+                    decode_floats(layer.weights_base64).reshape(layer.num_inputs, layer.num_outputs),
+                    decode_floats(layer.bias_base64),
+                )
+                for layer in layers
+            )
+            for layers in self.networks
+        )
+
+
+class Intervals(Record):
+    """p05 and p95 of log(measured/predicted) on held-out rows, by region of predicted seconds."""
+
+    edges_s: tuple[float, ...] = Field(description="region i is below edges_s[i]; the last is open")
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    widening_per_octave: float = Field(ge=0, description="added to both sides a doubling outside the range")
+
+    @model_validator(mode="after")
+    def _regions_agree(self) -> Intervals:
+        if not len(self.low) == len(self.high) == len(self.edges_s) + 1:
+            raise ValueError("low and high need one entry more than edges_s")
+        if any(low > high for low, high in zip(self.low, self.high, strict=True)):
+            raise ValueError("low exceeds high")
+        return self
+
+
+class Range(Record):
+    low: float
+    high: float
+
+
+class KernelModel(Record):
+    """One kernel class at one dtype."""
+
+    kernel: KernelClass
+    dtype: str
+    compute_flop_per_s: float = Field(gt=0, description="dense peak of this dtype; bounds every prediction")
+    bound_share: float = Field(
+        default=1.0, gt=0, le=1, description="below 1 where measured rows beat the datasheet bound (caches)"
+    )
+    coefficients: dict[str, float]
+    residual: Residual | None = None
+    intervals: Intervals
+    calibrated: dict[str, Range]
+    tag: Tag
+    provenance: Provenance
+
+
+class MemoryCost(Record):
+    """An element-wise kernel: launch_s + bytes / bytes_per_s."""
+
+    kind: str = Field(description="norm, rope, ...; 'default' for every kind not listed")
+    launch_s: float = Field(ge=0)
+    bytes_per_s: float = Field(gt=0)
+    log_error: float = Field(default=0.3, ge=0, description="half-width of the 90 % interval, log seconds")
+    tag: Tag
+    source: str
+
+
+class CollectiveCurve(Record):
+    """Seconds of one collective on ``gpus`` GPUs of a node; bytes are nccl-tests' size column."""
+
+    kind: CollectiveKind
+    gpus: int = Field(ge=2)
+    bytes: tuple[float, ...] = Field(min_length=2)
+    seconds: tuple[float, ...] = Field(min_length=2)
+    log_error: float = Field(default=0.1, ge=0, description="half-width of the 90 % interval, log seconds")
+    tag: Tag
+    source: str
+
+    @model_validator(mode="after")
+    def _increasing(self) -> CollectiveCurve:
+        if len(self.bytes) != len(self.seconds):
+            raise ValueError("bytes and seconds differ in length")
+        if any(a >= b for a, b in zip(self.bytes, self.bytes[1:], strict=False)) or self.bytes[0] <= 0:
+            raise ValueError("bytes must be positive and increase")
+        if min(self.seconds) <= 0:
+            raise ValueError("seconds must be positive")
+        return self
+
+
+class SendRecv(Record):
+    """Point to point inside a node: latency_s + bytes / bandwidth_bytes_per_s."""
+
+    latency_s: float = Field(ge=0)
+    bandwidth_bytes_per_s: float = Field(gt=0)
+    tag: Tag
+    source: str
+
+
+class Profile(Record):
+    """A profile file."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    gpu: Gpu
+    kernels: tuple[KernelModel, ...]
+    memory: tuple[MemoryCost, ...] = ()
+    host_launch_s: float = Field(default=0.0, ge=0, description="host seconds to issue one kernel")
+    collectives: tuple[CollectiveCurve, ...] = ()
+    send_recv: SendRecv | None = None
+    provenance: tuple[Provenance, ...] = ()
+
+    @model_validator(mode="after")
+    def _each_once(self) -> Profile:
+        models = [(model.kernel, model.dtype) for model in self.kernels]
+        curves = [(curve.kind, curve.gpus) for curve in self.collectives]
+        for names, what in (
+            (models, "kernels"),
+            (curves, "collectives"),
+            ([m.kind for m in self.memory], "memory"),
+        ):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{what}: an entry appears twice")
+        return self
+
+    def model(self, kernel: str, dtype: str) -> KernelModel:
+        """The model of a class and dtype, or ProfileError with what there is."""
+        dtypes = {model.dtype: model for model in self.kernels if model.kernel == kernel}
+        for wanted in (dtype, DTYPE_ALIASES.get(dtype, dtype)):
+            if wanted in dtypes:
+                return dtypes[wanted]
+        if dtypes:
+            known = ", ".join(sorted(dtypes))
+            raise ProfileError(f"profile {self.name}: {kernel} has no {dtype!r} rows; known dtypes: {known}")
+        classes = ", ".join(sorted({model.kernel for model in self.kernels})) or "none"
+        raise ProfileError(
+            f"profile {self.name}: no {kernel!r} measurements (it has: {classes}); "
+            "import a table that has them or run `plan calibrate` on this device"
+        )
+
+
+def decode_floats(text: str) -> Float32:
+    """base64 → float32; ValueError when it is neither."""
+    return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
+
+
+def encode_floats(values: npt.ArrayLike) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype="<f4").tobytes()).decode("ascii")
+
+
+def preset_names() -> tuple[str, ...]:
+    return tuple(sorted(path.stem for path in PRESETS.glob("*.json")))
+
+
+def load_profile(name_or_path: str | Path) -> Profile:
+    """A preset by name, or a profile file by path."""
+    path = Path(name_or_path)
+    if not path.suffix and not path.exists():
+        path = PRESETS / f"{name_or_path}.json"
+        if not path.exists():
+            known = ", ".join(preset_names())
+            raise SpecError(
+                f"profile: unknown {str(name_or_path)!r}; known: {known}, or a path to a .json file"
+            )
+    return load(path, Profile)
