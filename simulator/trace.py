@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ import numpy as np
 
 from simulator.errors import SpecError
 from simulator.parsing import parse_json
+from simulator.table import Row, read_lines, read_rows
 from simulator.workload import Bucket, Workload
 
 MAX_REQUESTS = 500_000
-MAX_LINE_CHARACTERS = 2**20
 MAX_TOKENS = 10**9
 MAX_BUCKETS = 64
 
@@ -90,11 +89,10 @@ def _buckets(requests: tuple[Request, ...], num_buckets: int) -> tuple[Bucket, .
 
 def read_requests(path: Path) -> tuple[Request, ...]:
     """Every request by arrival, the first at 0 s; SpecError names the line that is not understood."""
-    lines = _lines(path)
-    first = next(lines, None)
+    first = next((line for _, line in read_lines(path) if line.strip()), None)
     if first is None:
         raise SpecError(f"{path}: empty; name a CSV or JSON-lines trace")
-    rows = _json_rows(path, first, lines) if first[1].startswith("{") else _csv_rows(path, first, lines)
+    rows = _json_rows(path) if first.lstrip().startswith("{") else _csv_rows(path)
     requests: list[Request] = []
     for request in rows:
         requests.append(request)
@@ -107,28 +105,11 @@ def read_requests(path: Path) -> tuple[Request, ...]:
     return tuple(Request(r.arrival_s - start_s, r.prompt_tokens, r.output_tokens) for r in requests)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Numbered, stripped, non-empty lines of bounded length."""
-    if path.exists() and not path.is_file():
-        raise SpecError(f"{path}: not a regular file; name a file")
-    try:
-        with path.open(encoding="utf-8-sig") as file:
-            number = 0
-            while line := file.readline(MAX_LINE_CHARACTERS + 1):
-                number += 1
-                if len(line) > MAX_LINE_CHARACTERS:
-                    raise SpecError(f"{path}:{number}: a line of more than {MAX_LINE_CHARACTERS} characters")
-                if line.strip():
-                    yield number, line.strip()
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not UTF-8 text near line {number + 1}; convert it") from error
-
-
-def _json_rows(path: Path, first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[Request]:
+def _json_rows(path: Path) -> Iterator[Request]:
     """Mooncake: timestamps in milliseconds."""
-    for number, line in chain((first,), rest):
+    for number, line in read_lines(path):
+        if not line.strip():
+            continue
         place = f"{path}:{number}"
         row = parse_json(line, place)
         if not isinstance(row, dict):
@@ -140,32 +121,32 @@ def _json_rows(path: Path, first: tuple[int, str], rest: Iterator[tuple[int, str
         )
 
 
-def _csv_rows(path: Path, first: tuple[int, str], rest: Iterator[tuple[int, str]]) -> Iterator[Request]:
-    header = [name.strip() for name in first[1].split(",")]
-    columns = next((c for c in CSV_FORMATS if {c.arrival, c.prompt, c.output} <= set(header)), None)
-    if columns is None:
-        known = " or ".join(f"{c.arrival},{c.prompt},{c.output}" for c in CSV_FORMATS)
-        raise SpecError(f"{path}:{first[0]}: unknown header {first[1][:80]!r}; known: {known}")
-    arrival, prompt, output = (
-        header.index(name) for name in (columns.arrival, columns.prompt, columns.output)
-    )
-    for number, line in rest:
-        place, cells = f"{path}:{number}", line.split(",")
-        if len(cells) != len(header):
-            raise SpecError(f"{place}: {len(cells)} cells under a header of {len(header)}")
+def _csv_rows(path: Path) -> Iterator[Request]:
+    columns = None
+    for row in read_rows(path):
+        columns = columns or _format_of(row, path)
         yield Request(
-            _arrival(cells[arrival].strip(), columns, place),
-            _tokens(cells[prompt].strip(), f"{place}: {columns.prompt}"),
-            _tokens(cells[output].strip(), f"{place}: {columns.output}"),
+            _arrival(row, columns),
+            _tokens(row.text(columns.prompt), f"{row.place}: {columns.prompt}"),
+            _tokens(row.text(columns.output), f"{row.place}: {columns.output}"),
         )
 
 
-def _arrival(cell: str, columns: _Columns, place: str) -> float:
+def _format_of(row: Row, path: Path) -> _Columns:
+    for columns in CSV_FORMATS:
+        if {columns.arrival, columns.prompt, columns.output} <= row.cells.keys():
+            return columns
+    known = " or ".join(f"{c.arrival},{c.prompt},{c.output}" for c in CSV_FORMATS)
+    raise SpecError(f"{path}:1: unknown header {','.join(row.cells)[:80]!r}; known: {known}")
+
+
+def _arrival(row: Row, columns: _Columns) -> float:
+    cell, place = row.text(columns.arrival), f"{row.place}: {columns.arrival}"
     try:
         seconds = columns.seconds(cell)
     except (ValueError, OverflowError, TypeError) as error:  # TypeError: a time with an offset
-        raise SpecError(f"{place}: {columns.arrival}: not a time, got {cell[:40]!r}") from error
-    return _non_negative(seconds, f"{place}: {columns.arrival}")
+        raise SpecError(f"{place}: not a time, got {cell[:40]!r}") from error
+    return _non_negative(seconds, place)
 
 
 def _non_negative(value: Any, place: str) -> float:
