@@ -1,0 +1,138 @@
+"""Lowering: (model, step, placement) → program. One core for every scheme of the lattice.
+
+A step is lowered micro-batch by micro-batch as a generator that pauses where another micro-batch can run: after the
+attention inputs are sent off, and after each all-reduce is issued. The order in which the generators are advanced is
+the schedule, and all there is to overlap:
+
+    separated groups   one micro-batch's feed-forward runs while the pool attends for another (ping-pong)
+    one stage          micro-batches alternate at every pause, so all-reduces hide behind the other's matmuls
+    several stages     micro-batch after micro-batch, so the pipeline fills
+
+A feed-forward of layer l depends on the same micro-batch's attention of layer l: with one micro-batch nothing overlaps.
+Not lowered: prefill on top of cached tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from simulator import program as p
+from simulator.attention_lowering import attention
+from simulator.builder import Builder, Where
+from simulator.cache_layout import CacheOwner, cache_owners
+from simulator.ends_lowering import embed, hand_over, head, return_tokens
+from simulator.errors import InfeasibleError
+from simulator.feed_forward_lowering import feed_forward
+from simulator.groups import split_batch
+from simulator.lowering_context import Context
+from simulator.model import Model
+from simulator.placement import Placement
+from simulator.redistribution import Holding
+from simulator.workload import Step
+
+Owners = dict[int, tuple[CacheOwner, ...]]
+"""Layer → the ranks that keep its KV cache."""
+
+
+def lower(
+    model: Model,
+    step: Step,
+    placement: Placement,
+    *,
+    nodes: Sequence[int],
+    dtype: str = "bf16",
+    cache: Placement | None = None,
+) -> p.Program:
+    """The program of ``step``. ``nodes[rank]`` is a rank's node; there are ``len(nodes)`` ranks.
+
+    ``cache``: the placement that will decode, so that prefill leaves the KV cache where it will be read
+    (None: where this placement itself would decode). Raises InfeasibleError where the placement does not fit.
+    """
+    decoder = placement if cache is None else cache
+    for candidate in {placement.name: placement, decoder.name: decoder}.values():
+        check(model, candidate, len(nodes))
+    if step.phase == "prefill" and any(group.past for group in step.batch):
+        raise InfeasibleError("prefill on top of cached tokens is not modelled; give sequences with past = 0")
+    groups = split_batch(step, parts=decode_parts(decoder), micro_batches=placement.micro_batches)
+    builder = Builder(len(nodes), groups.batch, dtype)
+    context = Context(model, placement, groups, builder, tuple(nodes), dtype, step.phase)
+    owners = {
+        layer: shares
+        for stage in decoder.stages
+        for shares in (cache_owners(model, stage, groups, step.phase),)
+        for layer in range(stage.first_layer, stage.last_layer)
+    }
+    sampled: list[tuple[Holding, str]] = []
+    _schedule(context, [_micro_batch(context, index, owners, sampled) for index in range(groups.micro_batches)])
+    following = return_tokens(context, sampled)
+    return p.Program(
+        Step(step.phase, groups.batch),
+        dtype,
+        tuple(tuple(operations) for operations in builder.ranks),
+        _caches(len(nodes), owners),
+        tuple(following.get(rank, "") for rank in range(len(nodes))),
+    )
+
+
+def check(model: Model, placement: Placement, num_ranks: int) -> None:
+    """Refuse a placement that does not fit the model or the cluster, in one line."""
+    name = f"placement {placement.name}"
+    last = placement.stages[-1].last_layer
+    if last != model.num_layers:
+        raise InfeasibleError(f"{name}: stages end at layer {last}; the model has {model.num_layers}")
+    if placement.ranks[-1] >= num_ranks:
+        raise InfeasibleError(f"{name}: uses rank {placement.ranks[-1]}; the cluster has {num_ranks} ranks")
+    for index, stage in enumerate(placement.stages):
+        place = f"{name}: stages[{index}]"
+        heads = list(stage.grid.heads)
+        if sum(heads) != model.num_attention_heads or min(heads) < 1:
+            raise InfeasibleError(
+                f"{place}.grid.heads: {heads} must be positive and sum to "
+                f"num_attention_heads {model.num_attention_heads}"
+            )
+        if stage.tensor_degree > model.num_attention_heads:
+            raise InfeasibleError(
+                f"{place}.tensor_degree: {stage.tensor_degree} exceeds num_attention_heads {model.num_attention_heads}"
+            )
+
+
+def decode_parts(placement: Placement) -> int:
+    """Parts the sequences are dealt into when decoding: one query cannot be cut, so sequences are."""
+    parts = {size for stage in placement.stages for size in (stage.grid.query_blocks, stage.token_replicas) if size > 1}
+    if len(parts) > 1:
+        raise InfeasibleError(
+            f"placement {placement.name}: sequences cannot be dealt into {sorted(parts)} parts at once; "
+            "query_blocks and token replicas must agree"
+        )
+    return parts.pop() if parts else 1
+
+
+def _micro_batch(context: Context, index: int, owners: Owners, sampled: list[tuple[Holding, str]]) -> Iterator[str]:
+    """A micro-batch from tokens to sampled tokens; yields at every pause."""
+    residual = yield from embed(context, index)
+    for number, stage in enumerate(context.placement.stages):
+        if number:
+            residual = hand_over(context, number, index, residual)
+        for layer in range(stage.first_layer, stage.last_layer):
+            where = Where(layer, index)
+            residual = yield from attention(context, stage, where, residual, owners[layer])
+            residual = yield from feed_forward(context, stage, where, residual)
+    sampled.extend((yield from head(context, index, residual)))
+
+
+def _schedule(context: Context, micro_batches: list[Iterator[str]]) -> None:
+    """Advance the micro-batches in turn: to the next attention, to the next pause, or to the end."""
+    stages = context.placement.stages
+    pauses = {"attention"} if any(stage.separated for stage in stages) else {"attention", "reduce"}
+    if len(stages) > 1:
+        pauses = set()
+    while micro_batches:
+        micro_batches = [batch for batch in micro_batches if any(pause in pauses for pause in batch)]
+
+
+def _caches(num_ranks: int, owners: Owners) -> tuple[tuple[p.CacheShard, ...], ...]:
+    shards: list[list[p.CacheShard]] = [[] for _ in range(num_ranks)]
+    for layer, shares in owners.items():
+        for owner in shares:
+            shards[owner.rank].append(p.CacheShard(layer, owner.tile, owner.rows))
+    return tuple(tuple(rows) for rows in shards)

@@ -1,0 +1,223 @@
+"""Redistribution: from the tiles ranks hold to the tiles ranks need, as a list of point-to-point moves.
+
+All schemes' activation traffic is this one thing: FA Pool's query and KV scatter and its gather, context parallelism's
+KV exchange, MA Separation's M:N all-to-all, pipeline boundaries, KV hand-over from prefill to decode. A rank takes
+what it holds itself first, then from its own node, then from the sources in turn.
+
+Multicast (Q, K, V to a pool) has three algorithms:
+    direct  every rank gets its part straight from the source
+    tree    one copy into every other node, then from its leader to the node's ranks: each byte crosses a node's
+            border once
+    chain   as tree, but the copies pass from node to node, cut in chunks so that the hops overlap
+            (pipelined chain: (hops − 2 + c)(α + M/(cβ)))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+from simulator.placement import Multicast
+from simulator.tile import Tile, intersect, intersect_tiles, is_empty, split_block, subtract, union
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """A rank and the tile of the value it holds or needs."""
+
+    rank: int
+    tile: Tile
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Part ``part`` of holding number ``source`` goes to rank ``to`` and becomes the next holding."""
+
+    source: int
+    part: Tile
+    to: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Holdings 0..n−1 are the ones given; each move adds one. ``parts[i]``: (holding, tile) that make need i."""
+
+    needs: tuple[Holding, ...]
+    holdings: tuple[Holding, ...]
+    moves: tuple[Move, ...]
+    parts: tuple[tuple[tuple[int, Tile], ...], ...]
+
+
+@dataclass
+class _Draft:
+    holdings: list[Holding]
+    moves: list[Move] = field(default_factory=list)
+
+    def move(self, source: int, part: Tile, to: int) -> int:
+        self.moves.append(Move(source, part, to))
+        self.holdings.append(Holding(to, part))
+        return len(self.holdings) - 1
+
+
+@lru_cache(maxsize=4096)
+def plan(
+    held: tuple[Holding, ...],
+    needs: tuple[Holding, ...],
+    nodes: tuple[int, ...],
+    multicast: Multicast,
+    chunks: int,
+) -> Plan:
+    """Moves that give every need its tile. ``nodes[rank]`` is a rank's node."""
+    wanted = [_sources(held, need, index, nodes) for index, need in enumerate(needs)]
+    draft = _Draft(list(held))
+    parts: list[list[tuple[int, Tile]]] = [[] for _ in needs]
+    remote: dict[tuple[int, int], list[tuple[int, Tile]]] = {}
+    for index, (need, pieces) in enumerate(zip(needs, wanted, strict=True)):
+        for source, part in pieces:
+            if held[source].rank == need.rank:
+                parts[index].append((source, part))
+            elif multicast == "direct" or nodes[held[source].rank] == nodes[need.rank]:
+                parts[index].append((draft.move(source, part, need.rank), part))
+            else:
+                remote.setdefault((source, nodes[need.rank]), []).append((index, part))
+    if multicast == "chain":
+        _chain(draft, parts, needs, remote, chunks)
+    else:
+        for (source, _), receivers in remote.items():
+            _fan_out(draft, parts, needs, source, source, receivers)
+    return Plan(needs, tuple(draft.holdings), tuple(draft.moves), tuple(tuple(part) for part in parts))
+
+
+def _sources(
+    held: tuple[Holding, ...], need: Holding, turn: int, nodes: tuple[int, ...]
+) -> tuple[tuple[int, Tile], ...]:
+    """Which holding gives which part of ``need``: itself, its node, then round-robin from ``turn``."""
+    order = sorted(
+        range(len(held)),
+        key=lambda i: (
+            held[i].rank != need.rank,
+            nodes[held[i].rank] != nodes[need.rank],
+            (i - turn) % len(held),
+        ),
+    )
+    found: list[tuple[int, Tile]] = []
+    missing = [need.tile]
+    for index in order:
+        rest: list[Tile] = []
+        for tile in missing:
+            part = intersect_tiles(held[index].tile, tile)
+            if part is None:
+                rest.append(tile)
+            else:
+                found.append((index, part))
+                rest.extend(_remainder(tile, part))
+        missing = rest
+        if not missing:
+            break
+    assert not missing or all(is_empty(tile.block) for tile in missing), f"nobody holds {missing} for {need}"
+    return tuple(sorted(found, key=lambda item: (item[1].columns, item[0])))
+
+
+def _remainder(tile: Tile, part: Tile) -> list[Tile]:
+    """``tile`` without ``part``, as tiles."""
+    rest = []
+    if tile.columns[0] < part.columns[0]:
+        rest.append(Tile((tile.columns[0], part.columns[0]), tile.block))
+    if part.columns[1] < tile.columns[1]:
+        rest.append(Tile((part.columns[1], tile.columns[1]), tile.block))
+    block = subtract(tile.block, part.block)
+    if not is_empty(block):
+        rest.append(Tile(part.columns, block))
+    return rest
+
+
+def _by_columns(receivers: Sequence[tuple[int, Tile]]) -> list[list[tuple[int, Tile]]]:
+    groups: dict[tuple[int, int], list[tuple[int, Tile]]] = {}
+    for index, part in receivers:
+        groups.setdefault(part.columns, []).append((index, part))
+    return list(groups.values())
+
+
+def _union(receivers: Sequence[tuple[int, Tile]]) -> Tile:
+    return Tile(receivers[0][1].columns, union([part.block for _, part in receivers]))
+
+
+def _fan_out(
+    draft: _Draft,
+    parts: list[list[tuple[int, Tile]]],
+    needs: tuple[Holding, ...],
+    source: int,
+    turn: int,
+    receivers: list[tuple[int, Tile]],
+) -> None:
+    """One copy of everything a node's receivers need to a leader (another for each source), then to the others."""
+    for group in _by_columns(receivers):
+        if len(group) == 1:
+            index, part = group[0]
+            parts[index].append((draft.move(source, part, needs[index].rank), part))
+            continue
+        leader = needs[group[turn % len(group)][0]].rank
+        copy = draft.move(source, _union(group), leader)
+        _deliver(draft, parts, needs, copy, leader, group)
+
+
+def _deliver(
+    draft: _Draft,
+    parts: list[list[tuple[int, Tile]]],
+    needs: tuple[Holding, ...],
+    copy: int,
+    leader: int,
+    group: list[tuple[int, Tile]],
+) -> None:
+    for index, part in group:
+        if needs[index].rank == leader:
+            parts[index].append((copy, part))
+        else:
+            parts[index].append((draft.move(copy, part, needs[index].rank), part))
+
+
+def _chain(
+    draft: _Draft,
+    parts: list[list[tuple[int, Tile]]],
+    needs: tuple[Holding, ...],
+    remote: dict[tuple[int, int], list[tuple[int, Tile]]],
+    chunks: int,
+) -> None:
+    """Source → leader of the node that needs most → leader of the next …, chunk by chunk; leaders serve their node."""
+    chains: dict[tuple[int, tuple[int, int]], list[list[tuple[int, Tile]]]] = {}
+    for (source, _), receivers in remote.items():
+        for group in _by_columns(receivers):
+            chains.setdefault((source, group[0][1].columns), []).append(group)
+    for (source, columns), groups in chains.items():
+        groups.sort(key=lambda group: (-_size(_union(group)), group[0][0]))
+        everything = union([_union(group).block for group in groups])
+        for piece in split_block(everything, chunks):
+            _chain_piece(draft, parts, needs, source, Tile(columns, piece), groups)
+
+
+def _chain_piece(
+    draft: _Draft,
+    parts: list[list[tuple[int, Tile]]],
+    needs: tuple[Holding, ...],
+    source: int,
+    piece: Tile,
+    groups: list[list[tuple[int, Tile]]],
+) -> None:
+    copy = source
+    for hop in range(len(groups)):
+        onward = Tile(piece.columns, intersect(piece.block, union([_union(g).block for g in groups[hop:]])))
+        if is_empty(onward.block):
+            return
+        group = [
+            (index, Tile(piece.columns, intersect(piece.block, part.block)))
+            for index, part in groups[hop]
+            if not is_empty(intersect(piece.block, part.block))
+        ]
+        leader = needs[groups[hop][source % len(groups[hop])][0]].rank
+        copy = draft.move(copy, onward, leader)
+        _deliver(draft, parts, needs, copy, leader, group)
+
+
+def _size(tile: Tile) -> int:
+    return sum(stop - start for spans in tile.block for start, stop in spans)
