@@ -1,0 +1,185 @@
+"""Memory of every rank while a program runs: weights, KV cache, the peak of live activations, and buffers.
+
+Weights are the distinct slices the rank's operations name; the cache is what ``Program.caches`` says; activations
+follow from the order of operations and the last reader of every value, as the executor frees them. A view keeps its
+source alive. What it ignores: allocator fragmentation and workspace of a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from simulator import program as p
+from simulator.cluster import Gpu
+from simulator.model import Model
+from simulator.tile import num_tokens
+from simulator.units import DTYPE_BYTES, MiB
+from simulator.work import LSE_BYTES, TOKEN_BYTES, contiguous_rows, local_rows
+
+CUDA_CONTEXT_BYTES = 512 * MiB  # assumed: driver context and loaded kernels of a process
+COLLECTIVE_BUFFER_BYTES = 392 * MiB  # NCCL's buffers for 8 GPUs; AIConfigurator 0.12 a100_sxm.yaml, misc.nccl_mem
+
+
+@dataclass(frozen=True, slots=True)
+class RankMemory:
+    """Bytes a rank needs at its peak."""
+
+    weights: int
+    kv_cache: int
+    activations: int
+    buffers: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv_cache + self.activations + self.buffers
+
+
+def rank_memory(model: Model, programs: Sequence[p.Program], gpus: Sequence[Gpu]) -> tuple[RankMemory, ...]:
+    """Peak of every rank over ``programs`` (e.g. the prefill and the decode step of one policy).
+
+    Weights of all programs stay resident; the cache and activations are the largest of any. ``gpus[rank]`` is the
+    rank's device (CPU devices have no context or NCCL buffers).
+    """
+    found = []
+    for rank, gpu in enumerate(gpus):
+        used = [program for program in programs if program.ranks[rank] or program.caches[rank]]
+        weights: set[p.WeightSlice] = set()
+        for program in used:
+            weights |= weight_slices(model, program.ranks[rank])
+        size = min(DTYPE_BYTES[model.weight_dtype], *(DTYPE_BYTES[program.dtype] for program in programs))
+        found.append(
+            RankMemory(
+                weights=sum(weight.num_parameters for weight in weights) * size,
+                kv_cache=max((cache_bytes(model, program, rank) for program in used), default=0),
+                activations=max((peak_activation_bytes(program, rank) for program in used), default=0),
+                buffers=CUDA_CONTEXT_BYTES + COLLECTIVE_BUFFER_BYTES if used and gpu.kind == "gpu" else 0,
+            )
+        )
+    return tuple(found)
+
+
+def weight_slices(model: Model, operations: Sequence[p.Operation]) -> set[p.WeightSlice]:
+    """The distinct parameters a rank's operations use; a tied output head is the embedding it already has."""
+    found: set[p.WeightSlice] = set()
+    for operation in operations:
+        match operation:
+            case p.Linear(weights=weights):
+                found.update(weights)
+            case p.Embed(weight=weight) | p.Route(weight=weight):
+                found.add(weight)
+            case p.Norm(weight=name, width=width):
+                found.add(p.WeightSlice(name, (0, 1), (0, width)))
+            case p.Experts():
+                found.update(_expert_slices(operation))
+            case _:
+                pass
+    if model.tie_word_embeddings:
+        tables = {weight.inputs for weight in found if weight.name == "embed"}
+        found = {weight for weight in found if weight.name != "lm_head" or weight.outputs not in tables}
+    return found
+
+
+def _expert_slices(operation: p.Experts) -> list[p.WeightSlice]:
+    hidden, width = (0, operation.hidden), operation.intermediate
+    slices = []
+    for expert in range(*operation.experts):
+        name = f"layers.{operation.layer}.experts.{expert}"
+        slices.append(p.WeightSlice(f"{name}.up", hidden, width))
+        slices.append(p.WeightSlice(f"{name}.down", width, hidden))
+        if operation.gated:
+            slices.append(p.WeightSlice(f"{name}.gate", hidden, width))
+    return slices
+
+
+def cache_bytes(model: Model, program: p.Program, rank: int) -> int:
+    """K and V of every cached row of the rank's shards."""
+    size = 2 * model.head_dim * DTYPE_BYTES[program.dtype]
+    counts = [group.count for group in program.step.batch]
+    return sum(
+        shard.tile.num_columns * size * sum(c * rows for c, rows in zip(counts, shard.rows_per_sequence, strict=True))
+        for shard in program.caches[rank]
+    )
+
+
+def peak_activation_bytes(program: p.Program, rank: int) -> int:
+    """Largest sum of live values while the rank's operations run in order."""
+    operations = program.ranks[rank]
+    owner: dict[str, str] = {}
+    for operation in operations:
+        if isinstance(operation, p.Slice) and is_view(operation):
+            owner[operation.writes[0]] = owner.get(operation.reads[0], operation.reads[0])
+    last: dict[str, int] = {}
+    for index, operation in enumerate(operations):
+        for name in (*operation.reads, *operation.writes):
+            last[owner.get(name, name)] = index
+    expiring: dict[int, list[str]] = {}
+    for name, index in last.items():
+        expiring.setdefault(index, []).append(name)
+    live: dict[str, int] = {}
+    now = peak = 0
+    for index, operation in enumerate(operations):
+        for name, num_bytes in output_bytes(operation, program.dtype).items():
+            if name not in owner:
+                live[name] = num_bytes
+                now += num_bytes
+        peak = max(peak, now)
+        for name in expiring.get(index, ()):
+            now -= live.pop(name, 0)
+    return peak
+
+
+def is_view(operation: p.Slice) -> bool:
+    return contiguous_rows(operation.batch, operation.source, operation.target) is not None
+
+
+def output_bytes(operation: p.Operation, dtype: str) -> dict[str, int]:
+    """Bytes of every value an operation writes (views and caches: 0)."""
+    elements = _output_elements(operation)
+    size = DTYPE_BYTES[dtype]
+    match operation:
+        case p.Attention(writes=(output, lse)):
+            heads = operation.heads[1] - operation.heads[0]
+            return {output: elements * size, lse: operation.num_tokens * heads * LSE_BYTES}
+        case p.Rope(writes=(query, keys)):
+            row = operation.num_tokens * operation.head_dim * size
+            return {query: row * operation.heads, keys: row * 2 * operation.kv_heads}
+        case p.Recv():
+            return {operation.writes[0]: operation.num_bytes}
+        case p.Route(writes=(name,)):
+            return {name: operation.num_tokens * operation.top_k * 3 * TOKEN_BYTES}
+        case p.Sample(writes=(name,)):
+            return {name: operation.rows * TOKEN_BYTES}
+        case p.Send() | p.Store():
+            return {}
+        case _:
+            return {operation.writes[0]: elements * size}
+
+
+def _output_elements(operation: p.Operation) -> int:
+    match operation:
+        case p.Linear(num_tokens=tokens, n=width) | p.Norm(num_tokens=tokens, width=width):
+            return tokens * width
+        case p.Embed(num_tokens=tokens, weight=weight):
+            return tokens * (weight.outputs[1] - weight.outputs[0])
+        case p.Add(num_tokens=tokens, width=width) | p.Activation(num_tokens=tokens, width=width):
+            return tokens * width
+        case p.Attention(num_tokens=tokens, heads=heads, head_dim=head_dim):
+            return tokens * (heads[1] - heads[0]) * head_dim
+        case p.MergeAttention(num_tokens=tokens, heads=num_heads, head_dim=head_dim):
+            return tokens * num_heads * head_dim
+        case p.Dispatch(hidden=hidden):
+            return local_rows(operation) * hidden
+        case p.Experts(hidden=hidden, peers=peers):
+            return local_rows(operation) * peers * hidden
+        case p.Combine(num_tokens=tokens, hidden=hidden):
+            return tokens * hidden
+        case p.Slice(batch=batch, target=target, row_width=width):
+            return 0 if is_view(operation) else num_tokens(target.block, batch) * target.num_columns * width
+        case p.Concat(batch=batch, target=target, row_width=width):
+            return num_tokens(target.block, batch) * target.num_columns * width
+        case p.Collective(shape=shape, kind=kind, ranks=ranks):
+            scale = {"all_gather": len(ranks), "reduce_scatter": 1 / len(ranks)}.get(kind, 1)
+            return int(shape[0] * shape[1] * scale)
+        case _:
+            return 0
