@@ -2,8 +2,9 @@
 
 Every scheme of the documents is a ``Placement``: stages of layers, each with an attention group cut along
 ``AttentionGrid(heads × query_blocks × kv_blocks × dim_slices)`` and a feed-forward group of
-``tensor_degree`` × token replicas (dense) or whole experts (routed). Groups are the same ranks (co-located)
-or disjoint (FA Pool, MA Separation).
+``tensor_degree`` × token replicas (dense) or whole experts (routed). The groups are the same ranks (co-located),
+disjoint (FA Pool, MA Separation), or attention has the feed-forward ranks and more (a pool joins a base that attends
+too).
 
     static TP=t, PP=s       heads=t on the same ranks, s stages
     FA Pool, prefill        query_blocks=p on a pool, projections on the base
@@ -75,14 +76,20 @@ class Stage(Record):
             ranks = getattr(self, name)
             if len(set(ranks)) != len(ranks) or min(ranks) < 0:
                 raise ValueError(f"{name} must be distinct and not negative")
-        overlap = set(self.attention_ranks) & set(self.feed_forward_ranks)
-        if overlap and set(self.attention_ranks) != set(self.feed_forward_ranks):
-            raise ValueError("attention and feed-forward groups must be the same ranks or disjoint")
+        attention, feed_forward = set(self.attention_ranks), set(self.feed_forward_ranks)
+        if attention & feed_forward and not feed_forward <= attention:
+            raise ValueError("attention_ranks must include all feed_forward_ranks or none of them")
         return self
 
     @property
     def separated(self) -> bool:
-        return not set(self.attention_ranks) & set(self.feed_forward_ranks)
+        """Some ranks only attend."""
+        return len(self.attention_ranks) > len(self.feed_forward_ranks) or not self.joined
+
+    @property
+    def joined(self) -> bool:
+        """The feed-forward ranks attend too."""
+        return set(self.feed_forward_ranks) <= set(self.attention_ranks)
 
     @property
     def token_replicas(self) -> int:
@@ -126,8 +133,7 @@ class Placement(Record):
         """Ranks that only compute attention."""
         pool: set[int] = set()
         for stage in self.stages:
-            if stage.separated:
-                pool.update(stage.attention_ranks)
+            pool.update(set(stage.attention_ranks) - set(stage.feed_forward_ranks))
         return tuple(sorted(pool))
 
 

@@ -66,6 +66,19 @@ def pooled(model: Model, base: int, grid: AttentionGrid, **options: object) -> P
     return Placement.model_validate({"name": f"pool{grid.num_ranks}", "stages": (stage,), **options})
 
 
+def joined(model: Model, base: int, grid: AttentionGrid, **options: object) -> Placement:
+    """A pool that joins a base which attends too: the first ``base`` ranks are in both groups."""
+    stage = Stage(
+        first_layer=0,
+        last_layer=model.num_layers,
+        attention_ranks=tuple(range(grid.num_ranks)),
+        grid=grid,
+        feed_forward_ranks=tuple(range(base)),
+        tensor_degree=base,
+    )
+    return Placement.model_validate({"name": f"joined{grid.num_ranks}", "stages": (stage,), **options})
+
+
 def context_parallel(model: Model, tensor: int, replicas: int, **options: object) -> Placement:
     ranks = tuple(range(tensor * replicas))
     heads = even_split(model.num_attention_heads, tensor)

@@ -17,7 +17,7 @@ from simulator.placement import AttentionGrid, Placement
 from simulator.work import kernels_of
 from simulator.workload import Sequences, Step, decode_step, prefill_step
 from tests.program_checks import assert_well_formed, sent_bytes
-from tests.schemes import context_parallel, pooled, separated, static, tiny_model
+from tests.schemes import context_parallel, joined, pooled, separated, static, tiny_model
 
 NODES = (0,) * 4 + (1,) * 4 + (2,) * 4
 RAGGED = Step("prefill", (Sequences(2, 0, 37), Sequences(1, 0, 64), Sequences(1, 0, 5)))
@@ -53,6 +53,8 @@ def placements(model: Model) -> list[Placement]:
         pooled(model, 2, AttentionGrid(heads=(3, 5), query_blocks=2), micro_batches=2),
         pooled(model, 2, AttentionGrid(heads=(8,), kv_blocks=3)),
         pooled(model, 3, AttentionGrid(heads=(4, 4), query_blocks=2, kv_blocks=2)),
+        joined(model, 2, AttentionGrid(heads=(8,), query_blocks=5)),
+        joined(model, 2, AttentionGrid(heads=(8,), kv_blocks=4)),
         context_parallel(model, 2, 2),
         context_parallel(model, 1, 4, block_rule="zigzag"),
         separated(model, 3, 2),
