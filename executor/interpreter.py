@@ -1,0 +1,136 @@
+"""Interpreter: one rank's list of operations over a dictionary of values.
+
+A loop with one ``match``: a compute operation runs at once; Send, Recv and Collective are handed to the rank's
+transport, whose pending results are waited for only when an operation reads them. A value is freed after its last
+reader. Spans are marks of the rank's clock; nothing here waits for a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from executor.clock import Clock, Mark
+from executor.operations import Rank, Value, compute
+from simulator import program as p
+
+
+class Pending(Protocol):
+    """A value on its way."""
+
+    def wait(self) -> Tensor: ...
+
+
+class Transport(Protocol):
+    """How a rank's transfers run: gloo, NCCL, or the replay's mailboxes."""
+
+    def begin(self, operations: Sequence[p.Operation]) -> None:
+        """A step starts: receives may be posted."""
+
+    def send(self, operation: p.Send, value: Tensor) -> None: ...
+
+    def receive(self, operation: p.Recv) -> Pending: ...
+
+    def collective(self, operation: p.Collective, value: Tensor | None) -> Pending: ...
+
+    def finish(self) -> None:
+        """Wait until everything sent has left."""
+
+
+class Progress(Protocol):
+    """Told before each operation what the rank is about to do, for the supervisor."""
+
+    def running(self, index: int) -> None: ...
+
+    def waiting(self, index: int) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """A rank's operations, and the values to free after each."""
+
+    operations: tuple[p.Operation, ...]
+    freed: tuple[tuple[str, ...], ...]
+
+
+def schedule(operations: tuple[p.Operation, ...], keep: Sequence[str]) -> Schedule:
+    """Values are freed after their last reader, or when written if nobody reads them; ``keep`` are not."""
+    last: dict[str, int] = {}
+    for index, operation in enumerate(operations):
+        for name in (*operation.reads, *operation.writes):
+            last[name] = index
+    freed: list[list[str]] = [[] for _ in operations]
+    for name, index in last.items():
+        if name not in keep and not name.startswith("cache."):
+            freed[index].append(name)
+    return Schedule(operations, tuple(tuple(names) for names in freed))
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A pending value and the transfer that brings it."""
+
+    pending: Pending
+    index: int
+
+
+@dataclass
+class Interpreter:
+    """Runs steps on one rank. ``spans[i]`` are the marks before and after operation i; of a Recv or Collective
+    those of the wait for its value (of its issue if nobody reads it)."""
+
+    rank: Rank
+    transport: Transport
+    clock: Clock
+    progress: Progress
+
+    def run(self, plan: Schedule, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Value], list[tuple[Mark, Mark]]]:
+        """One step; returns the values kept and every operation's span."""
+        values: dict[str, Value | Waiting] = dict(inputs)
+        mark, clock = self.clock.mark, self.clock
+        spans = [(clock.origin, clock.origin)] * len(plan.operations)
+        self.transport.begin(plan.operations)
+        for index, operation in enumerate(plan.operations):
+            reads = [self._value(values, name, spans) for name in operation.reads if not name.startswith("cache.")]
+            self.progress.running(index)
+            start = mark()
+            written = self._one(operation, reads, index)
+            spans[index] = (start, mark())
+            values.update(zip(operation.writes, written, strict=False))
+            for name in plan.freed[index]:
+                values.pop(name, None)
+        kept = {name: self._value(values, name, spans) for name in list(values)}
+        self.transport.finish()
+        return kept, spans
+
+    def _value(self, values: dict[str, Value | Waiting], name: str, spans: list[tuple[Mark, Mark]]) -> Value:
+        value = values[name]
+        if not isinstance(value, Waiting):
+            return value
+        self.progress.waiting(value.index)
+        start = self.clock.mark()
+        arrived = value.pending.wait()
+        spans[value.index] = (start, self.clock.mark())
+        values[name] = arrived
+        return arrived
+
+    def _one(self, operation: p.Operation, reads: list[Value], index: int) -> Sequence[Value | Waiting]:
+        match operation:
+            case p.Send():
+                self.transport.send(operation, _tensor(reads[0]))
+                return ()
+            case p.Recv():
+                return (Waiting(self.transport.receive(operation), index),)
+            case p.Collective():
+                value = _tensor(reads[0]) if reads else None
+                return (Waiting(self.transport.collective(operation, value), index),)
+            case _:
+                return compute(operation, reads, self.rank)
+
+
+def _tensor(value: Value) -> Tensor:
+    assert isinstance(value, Tensor), f"only tensors travel, not {type(value).__name__}"
+    return value

@@ -1,0 +1,165 @@
+"""Reference: the whole model on one device in plain, eager torch, sharing no code with the interpreter but the weights.
+
+Every sequence is computed alone and whole, in fp32 or fp64 whatever the program's dtype (weights are rounded to it
+first), so that what differs from an executed program is the program's arithmetic and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from executor.weights import TORCH_DTYPES, Weights
+from simulator.model import Model
+from simulator.program import WeightSlice
+
+
+@dataclass(frozen=True, slots=True)
+class RoutingGroup:
+    """Tokens (rows of the packed step) that one rank routes, and an expert's slots for them (None: dropless)."""
+
+    tokens: tuple[int, ...]
+    capacity: int | None
+
+
+class Reference:
+    """A model computed whole. ``precision`` is the dtype it computes in; weights are those of ``dtype``."""
+
+    def __init__(
+        self, model: Model, *, seed: int = 0, dtype: str = "fp32", precision: torch.dtype = torch.float64
+    ) -> None:
+        self.model, self.precision = model, precision
+        self.weights = Weights(model, seed=seed, dtype=dtype, device=torch.device("cpu"))
+        assert dtype in TORCH_DTYPES
+
+    def logits(self, sequences: Sequence[Tensor], routing: Sequence[RoutingGroup] | None = None) -> Tensor:
+        """Logits of each sequence's last token, [sequences, vocab]. ``routing`` None: every token routed together."""
+        hidden = torch.cat([self._matrix("embed", self.model.vocab_size, self.model.hidden_size)[s] for s in sequences])
+        lengths = [len(sequence) for sequence in sequences]
+        for layer in range(self.model.num_layers):
+            normed = self._norm(hidden, f"layers.{layer}.attention_norm")
+            attended = [self._attention(layer, part) for part in torch.split(normed, lengths)]
+            hidden = hidden + torch.cat(attended)
+            normed = self._norm(hidden, f"layers.{layer}.feed_forward_norm")
+            hidden = hidden + self._feed_forward(layer, normed, routing)
+        last = hidden[torch.tensor(lengths).cumsum(0) - 1]
+        return self._norm(last, "final_norm") @ self._head()
+
+    def generate(self, sequences: Sequence[Tensor], num_tokens: int) -> list[list[int]]:
+        """Greedy tokens of every sequence, without a cache: each token recomputes its whole sequence."""
+        grown = list(sequences)
+        generated: list[list[int]] = [[] for _ in sequences]
+        for _ in range(num_tokens):
+            best = self.logits(grown).argmax(dim=-1)
+            grown = [torch.cat([sequence, token[None]]) for sequence, token in zip(grown, best, strict=True)]
+            for tokens, token in zip(generated, best.tolist(), strict=True):
+                tokens.append(token)
+        return generated
+
+    def _matrix(self, name: str, rows: int, columns: int) -> Tensor:
+        return self.weights.matrix((WeightSlice(name, (0, rows), (0, columns)),)).to(self.precision)
+
+    def _head(self) -> Tensor:
+        model = self.model
+        if model.tie_word_embeddings:
+            return self._matrix("embed", model.vocab_size, model.hidden_size).T
+        return self._matrix("lm_head", model.hidden_size, model.vocab_size)
+
+    def _norm(self, x: Tensor, name: str) -> Tensor:
+        weight = self.weights.vector(name, 0, x.shape[-1]).to(self.precision)
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.model.rms_norm_eps) * weight
+
+    def _project(self, layer: int, which: str, heads: int, x: Tensor) -> Tensor:
+        """[S, hidden] → [S, heads, head_dim]."""
+        model, name = self.model, f"layers.{layer}.attention.{which}"
+        width = heads * model.head_dim
+        projected = x @ self._matrix(name, model.hidden_size, width)
+        if model.qkv_bias:
+            projected = projected + self.weights.vector(f"{name}.bias", 0, width).to(self.precision)
+        return projected.reshape(len(x), heads, model.head_dim)
+
+    def _attention(self, layer: int, x: Tensor) -> Tensor:
+        """One whole sequence, its score matrix formed at once."""
+        model, length = self.model, len(x)
+        q = self._project(layer, "q", model.num_attention_heads, x)
+        k, v = (self._project(layer, which, model.num_key_value_heads, x) for which in ("k", "v"))
+        if model.qk_norm:
+            q = self._norm(q, f"layers.{layer}.attention.q_norm")
+            k = self._norm(k, f"layers.{layer}.attention.k_norm")
+        q, k = self._rotate(q), self._rotate(k)
+        serving = torch.arange(model.num_attention_heads) // model.heads_per_kv_head
+        scores = torch.einsum("ihd,jhd->hij", q, k[:, serving]) / model.head_dim**0.5
+        if model.causal:
+            distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+            hidden = distance < 0
+            if window := model.layers[layer].window:
+                hidden |= distance >= window
+            scores = scores.masked_fill(hidden, float("-inf"))
+        attended = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v[:, serving]).flatten(1)
+        return attended @ self._matrix(f"layers.{layer}.attention.o", attended.shape[1], model.hidden_size)
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        """x·cos + rotate_half(x)·sin with positions 0, 1, …"""
+        theta, size = self.model.rope_theta, x.shape[-1]
+        if theta is None:
+            return x
+        frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
+        angles = torch.outer(torch.arange(len(x), dtype=torch.float64), frequencies)
+        angles = torch.cat([angles, angles], dim=-1)[:, None].to(self.precision)
+        turned = torch.cat([-x[..., size // 2 :], x[..., : size // 2]], dim=-1)
+        return x * angles.cos() + turned * angles.sin()
+
+    def _feed_forward(self, layer: int, x: Tensor, routing: Sequence[RoutingGroup] | None) -> Tensor:
+        model, experts = self.model, self.model.experts
+        if not model.layers[layer].routed:
+            return self._mlp(f"layers.{layer}.feed_forward", model.intermediate_size, x)
+        assert experts is not None
+        if routing is None:
+            routing = [RoutingGroup(tuple(range(len(x))), self._capacity(len(x)))]
+        out = torch.zeros_like(x)
+        for group in routing:
+            rows = torch.tensor(group.tokens)
+            out[rows] = self._routed(layer, x[rows], group.capacity)
+        if experts.shared_intermediate_size:
+            out = out + self._mlp(f"layers.{layer}.shared", experts.shared_intermediate_size, x)
+        return out
+
+    def _capacity(self, num_tokens: int) -> int | None:
+        experts = self.model.experts
+        if experts is None or experts.capacity_factor is None:
+            return None
+        return min(num_tokens, ceil(experts.capacity_factor * num_tokens * experts.top_k / experts.num_experts))
+
+    def _routed(self, layer: int, x: Tensor, capacity: int | None) -> Tensor:
+        """Token by token, first choices first; a full expert drops the token."""
+        experts = self.model.experts
+        assert experts is not None
+        scores = (x @ self._matrix(f"layers.{layer}.router", x.shape[1], experts.num_experts)).softmax(-1)
+        gates, chosen = scores.topk(experts.top_k, dim=-1)
+        gates = gates / gates.sum(-1, keepdim=True)
+        used = [0] * experts.num_experts
+        out = torch.zeros_like(x)
+        for choice in range(experts.top_k):
+            for token in range(len(x)):
+                expert = int(chosen[token, choice])
+                if capacity is not None and used[expert] >= capacity:
+                    continue
+                used[expert] += 1
+                fed = self._mlp(f"layers.{layer}.experts.{expert}", experts.intermediate_size, x[token : token + 1])
+                out[token] += gates[token, choice] * fed[0]
+        return out
+
+    def _mlp(self, name: str, width: int, x: Tensor) -> Tensor:
+        model = self.model
+        act = functional.gelu if model.hidden_act == "gelu" else functional.silu
+        up = x @ self._matrix(f"{name}.up", model.hidden_size, width)
+        if model.gated:
+            up = act(x @ self._matrix(f"{name}.gate", model.hidden_size, width)) * up
+        else:
+            up = act(up)
+        return up @ self._matrix(f"{name}.down", width, model.hidden_size)

@@ -1,0 +1,149 @@
+"""Session: one rank's part of a generation — its weights, its caches, and step after step of its programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from executor.attention_backends import Backend, choose
+from executor.cache import Cache
+from executor.clock import clock_for
+from executor.interpreter import Interpreter, Progress, Schedule, Transport, schedule
+from executor.operations import Rank, preload
+from executor.weights import TORCH_DTYPES, Weights
+from simulator import program as p
+from simulator.errors import ExecutionError
+from simulator.model import Model
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """What to run: a prefill program, then one program a decoded token, over seeded weights and prompts.
+
+    ``prompts``: tokens of every sequence in batch order (None: seeded). ``keep_logits``: hand them back, for tests.
+    """
+
+    model: Model
+    programs: tuple[p.Program, ...]
+    seed: int = 0
+    warm_up: int = 1
+    repeats: int = 1
+    prompts: tuple[tuple[int, ...], ...] | None = None
+    keep_logits: bool = False
+
+    @property
+    def num_ranks(self) -> int:
+        return max(len(program.ranks) for program in self.programs)
+
+
+def generation(
+    model: Model, num_decoded: int, next_program: Callable[[int], p.Program], *, seed: int = 0
+) -> Generation:
+    """A prefill and ``num_decoded`` decode steps; ``next_program(0)`` is the prefill program."""
+    return Generation(model, tuple(next_program(step) for step in range(num_decoded + 1)), seed=seed)
+
+
+def prompts_of(generation: Generation) -> list[Tensor]:
+    """Every sequence's prompt, [length] int64 each."""
+    lengths = [group.new for group in generation.programs[0].step.batch for _ in range(group.count)]
+    if generation.prompts is not None:
+        found = [torch.tensor(prompt, dtype=torch.int64) for prompt in generation.prompts]
+        if [len(prompt) for prompt in found] != lengths:
+            raise ExecutionError(f"prompts have lengths {[len(prompt) for prompt in found]}; the program {lengths}")
+        return found
+    generator = torch.Generator().manual_seed(generation.seed)
+    return [torch.randint(generation.model.vocab_size, (length,), generator=generator) for length in lengths]
+
+
+def reads_tokens(program: p.Program, rank: int) -> bool:
+    operations = program.ranks[rank] if rank < len(program.ranks) else ()
+    return any("tokens" in operation.reads for operation in operations)
+
+
+def next_tokens_name(program: p.Program, rank: int) -> str:
+    return program.next_tokens[rank] if rank < len(program.next_tokens) else ""
+
+
+@dataclass
+class StepResult:
+    """One rank's step: spans in seconds from this rank's start, the next tokens if it has them, logits if kept."""
+
+    spans: list[tuple[float, float]]
+    end_s: float
+    tokens: Tensor | None = None
+    logits: list[Tensor] = field(default_factory=list)
+
+
+class Session:
+    """One rank, for the length of a generation."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        rank: int,
+        transport: Transport,
+        progress: Progress,
+        *,
+        device: torch.device,
+        weights: Weights | None = None,
+    ) -> None:
+        self.generation, self.index, self.device = generation, rank, device
+        first = generation.programs[0]
+        dtype = first.dtype
+        self.backend: Backend = choose(device, TORCH_DTYPES[dtype], generation.model.head_dim)
+        if weights is None:
+            weights = Weights(generation.model, seed=generation.seed, dtype=dtype, device=device)
+        rows = [
+            count
+            for program in generation.programs
+            if rank < len(program.caches)
+            for shard in program.caches[rank]
+            for count in shard.rows_per_sequence
+        ]
+        self.cache = Cache(first.step.num_sequences, max(rows, default=0))
+        self.clock = clock_for(device)
+        self.interpreter = Interpreter(Rank(weights, self.cache, device, self.backend), transport, self.clock, progress)
+        self.schedules = [self._schedule(program, weights) for program in generation.programs]
+
+    def _schedule(self, program: p.Program, weights: Weights) -> Schedule:
+        operations = program.ranks[self.index] if self.index < len(program.ranks) else ()
+        for operation in operations:
+            preload(operation, weights)
+        keep = [next_tokens_name(program, self.index)]
+        if self.generation.keep_logits:
+            keep += [operation.reads[0] for operation in operations if isinstance(operation, p.Sample)]
+        return schedule(operations, keep)
+
+    @torch.inference_mode()
+    def step(self, number: int, tokens: Tensor | None) -> StepResult:
+        """Run program ``number``; ``tokens`` are needed by the ranks that embed. Step 0 empties the caches."""
+        if number == 0:
+            self.cache.clear()
+        program, plan = self.generation.programs[number], self.schedules[number]
+        inputs = {} if tokens is None else {"tokens": tokens.to(self.device)}
+        self.clock.start()
+        kept, marks = self.interpreter.run(plan, inputs)
+        marks.append((self.clock.origin, self.clock.mark()))
+        times = self.clock.seconds([mark for pair in marks for mark in pair])
+        spans = list(zip(times[0::2], times[1::2], strict=True))
+        following = kept.get(next_tokens_name(program, self.index))
+        return StepResult(
+            spans[:-1],
+            spans[-1][1],
+            following if isinstance(following, Tensor) else None,
+            self._logits(plan.operations, kept) if self.generation.keep_logits else [],
+        )
+
+    def _logits(self, operations: Sequence[p.Operation], kept: Mapping[str, object]) -> list[Tensor]:
+        """What each Sample read, without the padding of vocabulary shards."""
+        found = []
+        for operation in operations:
+            if isinstance(operation, p.Sample):
+                value = kept[operation.reads[0]]
+                assert isinstance(value, Tensor)
+                rows = value.float()
+                found.append(rows[:, torch.isfinite(rows).all(dim=0)] if operation.shards > 1 else rows)
+        return found
