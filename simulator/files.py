@@ -15,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails
+from pydantic_core import to_json as encode_json
 
 from simulator.errors import SpecError
 from simulator.parsing import parse_json, parse_yaml
@@ -105,19 +106,17 @@ def validate(value: Any, model: type[T], *, source: str) -> T:
 
     Through JSON and strict: ``"8"``, ``true`` and ``8.0`` are not integers, a list is a tuple.
     """
+    if value is None:
+        raise SpecError(f"{source}: empty; it needs {', '.join(model.model_fields)}")
     try:
-        return model.model_validate_json(json.dumps(value), strict=True)
+        return model.model_validate_json(encode_json(value, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
-        errors = error.errors(include_url=False, include_context=False)
-        first = next(
-            (e for e in errors if e["type"] == "extra_forbidden"), errors[0]
-        )  # a typo is also "missing"
+        errors = error.errors(include_url=False, include_context=False, include_input=False)
+        first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a typo is also "missing"
         more = f" (+{error.error_count() - 1} more)" if error.error_count() > 1 else ""
-        raise SpecError(f"{source}: {_place(first)}: {_problem(first, model)}{more}") from error
-    except RecursionError as error:
-        raise SpecError(f"{source}: nested deeper than any attnplan file; flatten it") from error
-    except TypeError as error:  # a caller's value that no file could hold
-        raise SpecError(f"{source}: {error}") from error
+        raise SpecError(f"{source}: {_place(first)}: {_problem(first, model, value)}{more}") from error
+    except ValueError as error:
+        raise SpecError(f"{source}: nested too deeply, or text with half a surrogate pair; simplify it") from error
 
 
 def _place(error: ErrorDetails) -> str:
@@ -126,25 +125,34 @@ def _place(error: ErrorDetails) -> str:
     return (place if len(place) <= 120 else place[:117] + "...").replace("\n", "\\n") or "top level"
 
 
-def _problem(error: ErrorDetails, model: type[BaseModel]) -> str:
+def _problem(error: ErrorDetails, model: type[BaseModel], value: Any) -> str:
     """What is wrong and what would be right."""
+    found = _found(value, error["loc"])
     match error["type"]:
         case "extra_forbidden":
             known = f"known: {', '.join(model.model_fields)}" if len(error["loc"]) == 1 else "remove it"
             return f"unknown key; {known}"
         case "missing":
             return "missing; add it"
+        case "json_invalid":
+            return "nested deeper than any attnplan file; flatten it"
+        case "string_pattern_mismatch":
+            return f"not a name (one line, no slash, no leading dot){found}"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{message}, got {_shown(error['input'])}" if _is_scalar(error["input"]) else message
+    return f"{message}{found}"
 
 
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, bool | int | float | str)
-
-
-def _shown(value: Any) -> str:
+def _found(value: Any, place: tuple[int | str, ...]) -> str:
+    """``, got 'x'`` for the word or number at a place; nothing for containers and inside unions."""
+    for step in place:
+        try:
+            value = value[step]
+        except (KeyError, IndexError, TypeError):
+            return ""
+    if isinstance(value, dict | list | tuple):
+        return ""
     shown = repr(value[:80] if isinstance(value, str) else value)
-    return shown if len(shown) <= 60 else shown[:57] + "..."
+    return f", got {shown}" if len(shown) <= 60 else f", got {shown[:57]}..."
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -20,8 +20,8 @@ import yaml
 
 from simulator.errors import SpecError
 
-MAX_VALUES = 2_000_000
-MAX_CONTAINERS = 300_000
+MAX_VALUES = 300_000
+MAX_CONTAINERS = 100_000
 MAX_KEYS_PER_MAPPING = 10_000
 MAX_DEPTH = 100
 MAX_INTEGER = 2**63 - 1
@@ -44,9 +44,7 @@ def parse_json(text: str, source: str) -> Any:
     def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(items)
         if len(result) != len(items):
-            raise SpecError(
-                f"{source}: key {_first_duplicate(items)!r} appears twice in one object; keep one"
-            )
+            raise SpecError(f"{source}: key {_first_duplicate(items)!r} appears twice in one object; keep one")
         _refuse_wide(len(result), source)
         return result
 
@@ -87,9 +85,7 @@ def _refuse_too_many(num_values: int, num_containers: int, source: str) -> None:
 
 def _refuse_wide(num_keys: int, source: str) -> None:
     if num_keys > MAX_KEYS_PER_MAPPING:
-        raise SpecError(
-            f"{source}: {num_keys} keys in one mapping; at most {MAX_KEYS_PER_MAPPING} are accepted"
-        )
+        raise SpecError(f"{source}: {num_keys} keys in one mapping; at most {MAX_KEYS_PER_MAPPING} are accepted")
 
 
 def _first_duplicate(items: list[tuple[str, Any]]) -> str:

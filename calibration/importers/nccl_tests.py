@@ -3,7 +3,7 @@
 What it reads: both column layouts (with and without ``root``), launcher prefixes (``[1,0]<stdout>:``,
 ``0: ``), logs with prose around or inside the table, excerpts without a header; and AIConfigurator's NCCL
 tables as CSV. The out-of-place time counts. A log does not tell all it should, so the facts (nodes, GPUs,
-collective) come from a YAML file beside it or from the caller, and are checked against the printed bandwidths.
+collective) come from a YAML file beside it or from the caller and are checked against the printed bandwidths.
 What it ignores: in-place columns and rows of 0 bytes. Source: nccl-tests src/common.cu, doc/PERFORMANCE.md.
 """
 
@@ -35,7 +35,7 @@ CSV_DTYPES = {"half": ("fp16", 2), "bfloat16": ("bf16", 2), "float": ("fp32", 4)
 LOG_DTYPES = {"float": "fp32", "half": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
 _PREFIX = re.compile(r"^(\[\d+,\d+\]<std(out|err)>:\s*|\d+:\s+)")
 _FAILURE = re.compile(r"Test (NCCL )?failure|FAILED|unhandled (cuda|system) error", re.IGNORECASE)
-_ROW = re.compile(r"\s*\d+\s+\d+\s+[a-z]\w*\s")
+_ROW = re.compile(r"\s*\d{1,18}\s+\d{1,18}\s+[a-z]\w*\s")
 
 
 class RunFacts(Record):
@@ -48,9 +48,7 @@ class RunFacts(Record):
     nics_per_node: int | None = Field(default=None, ge=1)
     nic_gbit_s: float | None = Field(default=None, gt=0)
     nic_facts: str = "unknown"
-    collective: (
-        Literal["all_reduce", "all_gather", "reduce_scatter", "alltoall", "broadcast", "sendrecv"] | list[str]
-    )
+    collective: Literal["all_reduce", "all_gather", "reduce_scatter", "alltoall", "broadcast", "sendrecv"] | list[str]
     note: str = ""
     source: str
 
@@ -72,9 +70,7 @@ def read_run(path: Path, facts: RunFacts | None = None) -> NcclRun:
     if facts is None:
         beside = path.with_suffix(".yaml")
         if not beside.exists():
-            raise SpecError(
-                f"{path}: no facts: write {beside.name} with nodes, gpus_per_node, gpu, collective, source"
-            )
+            raise SpecError(f"{path}: no facts: write {beside.name} with nodes, gpus_per_node, gpu, collective, source")
         facts = load(beside, RunFacts)
     rows = _csv_rows(path, facts) if path.suffix == ".csv" else _log_rows(path, facts)
     if not rows:
@@ -152,9 +148,7 @@ def _check_bandwidths(row: CollectiveRow) -> None:
         return
     algbw = row.num_bytes / row.duration_s
     if abs(row.algbw_bytes_per_s / algbw - 1) > PRINT_TOLERANCE:
-        raise SpecError(
-            f"{row.place}: algbw {row.algbw_bytes_per_s / 1e9:g} GB/s, but size/time is {algbw / 1e9:.4g}"
-        )
+        raise SpecError(f"{row.place}: algbw {row.algbw_bytes_per_s / 1e9:g} GB/s, but size/time is {algbw / 1e9:.4g}")
     ratio, expected = row.busbw_bytes_per_s / row.algbw_bytes_per_s, bus_factor(row.collective, row.gpus)
     if abs(ratio / expected - 1) > PRINT_TOLERANCE:
         raise SpecError(
