@@ -6,9 +6,9 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from simulator import program as p
-from simulator.builder import Builder, Where
 from simulator.cache_layout import head_spans
 from simulator.groups import Groups
+from simulator.lowering.builder import Builder, Where
 from simulator.model import Model
 from simulator.placement import Placement, Stage, even_split
 from simulator.tile import Block, Span, is_empty, num_tokens, query_blocks

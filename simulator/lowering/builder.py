@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from simulator import program as p
-from simulator.redistribution import Holding, Plan
+from simulator.lowering.redistribution import Holding, Plan
 from simulator.tile import Batch, Tile, num_tokens
 from simulator.units import DTYPE_BYTES
 

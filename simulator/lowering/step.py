@@ -1,33 +1,21 @@
-"""Lowering: (model, step, placement) → program. One core for every scheme of the lattice.
-
-A step is lowered micro-batch by micro-batch as a generator that pauses where another micro-batch can run: after the
-attention inputs are sent off, and after each all-reduce is issued. The order in which the generators are advanced is
-the schedule, and all there is to overlap:
-
-    separated groups   one micro-batch's feed-forward runs while the pool attends for another (ping-pong)
-    one stage          micro-batches alternate at every pause, so all-reduces hide behind the other's matmuls
-    several stages     micro-batch after micro-batch, so the pipeline fills
-
-A feed-forward of layer l depends on the same micro-batch's attention of layer l: with one micro-batch nothing overlaps.
-Not lowered: prefill on top of cached tokens.
-"""
+"""One step: micro-batches in the order of the schedule, from tokens to sampled tokens."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
 from simulator import program as p
-from simulator.attention_lowering import attention
-from simulator.builder import Builder, Where
 from simulator.cache_layout import CacheOwner, cache_owners
-from simulator.ends_lowering import embed, hand_over, head, return_tokens
 from simulator.errors import InfeasibleError
-from simulator.feed_forward_lowering import feed_forward
 from simulator.groups import split_batch
-from simulator.lowering_context import Context
+from simulator.lowering.attention import attention
+from simulator.lowering.builder import Builder, Where
+from simulator.lowering.context import Context
+from simulator.lowering.ends import embed, hand_over, head, return_tokens
+from simulator.lowering.feed_forward import feed_forward
+from simulator.lowering.redistribution import Holding
 from simulator.model import Model
 from simulator.placement import Placement
-from simulator.redistribution import Holding
 from simulator.workload import Step
 
 Owners = dict[int, tuple[CacheOwner, ...]]

@@ -11,10 +11,10 @@ from collections.abc import Generator
 from math import ceil
 
 from simulator import program as p
-from simulator.builder import Where
 from simulator.cache_layout import head_spans
 from simulator.errors import InfeasibleError
-from simulator.lowering_context import Context, Residual
+from simulator.lowering.builder import Where
+from simulator.lowering.context import Context, Residual
 from simulator.model import Experts
 from simulator.placement import Stage, even_split
 from simulator.tile import Span

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from simulator import program as p
-from simulator.builder import Layout, Where
-from simulator.lowering_context import Context, Residual
-from simulator.redistribution import Holding, plan
+from simulator.lowering.builder import Layout, Where
+from simulator.lowering.context import Context, Residual
+from simulator.lowering.redistribution import Holding, plan
 from simulator.tile import Block, Tile, intersect, is_empty
 
 TOKENS = Layout((), (), "int64", columns=False)

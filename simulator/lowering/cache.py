@@ -1,0 +1,73 @@
+"""The KV cache's owners store their rows: of what they attended to, or fetched from the projecting ranks."""
+
+from __future__ import annotations
+
+from simulator import program as p
+from simulator.cache_layout import CacheOwner
+from simulator.lowering.builder import Where
+from simulator.lowering.context import Context
+from simulator.lowering.inputs import Values, kv_layout
+from simulator.lowering.redistribution import Holding, plan
+from simulator.lowering.shares import Attender
+from simulator.tile import Tile, intersect, is_empty
+
+
+def store_prefill(
+    context: Context,
+    where: Where,
+    keys: Values,
+    attenders: tuple[Attender, ...],
+    kv_names: dict[int, str],
+    kv_tiles: dict[int, Tile],
+    owners: tuple[CacheOwner, ...],
+) -> None:
+    """Cache owners keep their shard: of the keys they attended to if those cover it, else from the projectors."""
+    shards = [_of_micro_batch(context, where, owner) for owner in owners]
+    missing = [shard for shard in shards if shard.rank not in kv_tiles or not _covers(kv_tiles[shard.rank], shard.tile)]
+    moves = plan(keys.holdings, tuple(missing), context.nodes, "direct", 1)
+    fetched = context.builder.redistribute(moves, keys.names, kv_layout(context), where, "kv.keep")
+    came = {shard.rank: name for shard, name in zip(missing, fetched, strict=True)}
+    for shard in shards:
+        if is_empty(shard.tile.block):
+            continue
+        if shard.rank in came:
+            store(context, where, shard, shard.tile, came[shard.rank])
+        else:
+            store(context, where, shard, kv_tiles[shard.rank], kv_names[shard.rank])
+
+
+def store_decode(context: Context, where: Where, keys: Values, owners: tuple[CacheOwner, ...]) -> None:
+    """The new token's keys go to the rank whose turn it is."""
+    shards = tuple(_of_micro_batch(context, where, owner) for owner in owners)
+    moves = plan(keys.holdings, shards, context.nodes, "direct", 1)
+    names = context.builder.redistribute(moves, keys.names, kv_layout(context), where, "kv.in")
+    for shard, name in zip(shards, names, strict=True):
+        if name:
+            store(context, where, shard, shard.tile, name)
+
+
+def _of_micro_batch(context: Context, where: Where, owner: CacheOwner) -> Holding:
+    block = context.groups.select(owner.tile.block, micro_batch=where.micro_batch)
+    return Holding(owner.rank, Tile(owner.tile.columns, block))
+
+
+def _covers(outer: Tile, inner: Tile) -> bool:
+    within = outer.columns[0] <= inner.columns[0] and inner.columns[1] <= outer.columns[1]
+    return within and intersect(outer.block, inner.block) == inner.block
+
+
+def store(context: Context, where: Where, shard: Holding, source: Tile, value: str) -> None:
+    context.builder.emit(
+        shard.rank,
+        p.Store(
+            reads=(value,),
+            writes=(f"cache.{where.layer}",),
+            layer=where.layer,
+            micro_batch=where.micro_batch,
+            batch=context.groups.batch,
+            source=source,
+            target=shard.tile,
+            num_tokens=context.count(shard.tile.block),
+            head_dim=context.model.head_dim,
+        ),
+    )

@@ -1,0 +1,105 @@
+"""Attention's outputs: their way to the W_O ranks, the merge over KV blocks, W_O and the residual connection."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+from simulator import program as p
+from simulator.errors import InfeasibleError
+from simulator.lowering.builder import Layout, Where
+from simulator.lowering.context import Context, Residual
+from simulator.lowering.ends import ONE, hidden_layout
+from simulator.lowering.inputs import q_layout
+from simulator.lowering.redistribution import Holding, plan
+from simulator.lowering.shares import Attender, Projector, out_ranks
+from simulator.placement import Stage
+from simulator.tile import Block, Tile
+
+
+def collect(
+    context: Context, stage: Stage, where: Where, attenders: tuple[Attender, ...], outputs: list[str]
+) -> dict[int, str]:
+    """o of every W_O rank's heads and tokens, merged over KV blocks."""
+    targets = out_ranks(context, stage, where.micro_batch)
+    needs = tuple(Holding(target.rank, Tile(target.heads, target.block)) for target in targets)
+    lse = Layout((), (), "fp32")
+    parts: dict[int, list[str]] = {target.rank: [] for target in targets}
+    for kv in range(stage.grid.kv_blocks):
+        chosen = [(a, name) for a, name in zip(attenders, outputs, strict=True) if a.kv_index == kv]
+        held = tuple(Holding(a.rank, Tile(a.heads, a.block)) for a, _ in chosen)
+        moves = plan(held, needs, context.nodes, "direct", 1)
+        names = tuple(name for _, name in chosen)
+        came = context.builder.redistribute(moves, names, q_layout(context), where, f"o.in{kv}")
+        for target, name in zip(targets, came, strict=True):
+            parts[target.rank].append(name)
+        if stage.grid.kv_blocks > 1:
+            sums = tuple(f"{name}.lse" for name in names)
+            came = context.builder.redistribute(moves, sums, lse, where, f"lse.in{kv}")
+            for target, name in zip(targets, came, strict=True):
+                parts[target.rank].append(name)
+    if stage.grid.kv_blocks == 1:
+        return {rank: names[0] for rank, names in parts.items()}
+    return {target.rank: _merge(context, where, target, parts[target.rank]) for target in targets}
+
+
+def _merge(context: Context, where: Where, target: Projector, values: list[str]) -> str:
+    return context.builder.emit(
+        target.rank,
+        p.MergeAttention(
+            reads=tuple(values),
+            writes=(where.name("o.merged"),),
+            layer=where.layer,
+            micro_batch=where.micro_batch,
+            num_tokens=context.count(target.block),
+            heads=target.heads[1] - target.heads[0],
+            head_dim=context.model.head_dim,
+            parts=len(values) // 2,
+        ),
+    )
+
+
+def project_out(
+    context: Context, stage: Stage, where: Where, residual: Residual, outputs: dict[int, str]
+) -> Generator[str, None, Residual]:
+    """W_O, the sum over head shards, and the residual connection, on the feed-forward ranks."""
+    model = context.model
+    targets = out_ranks(context, stage, where.micro_batch)
+    names, blocks = {}, {}
+    for target in targets:
+        a, b = target.heads
+        rows = (a * model.head_dim, b * model.head_dim)
+        weight = p.WeightSlice(f"layers.{where.layer}.attention.o", rows, (0, model.hidden_size))
+        tokens = context.count(target.block)
+        names[target.rank] = context.linear(target.rank, where, outputs[target.rank], "attention", tokens, (weight,))
+        blocks[target.rank] = target.block
+    if set(names) <= set(residual.names):
+        names = yield from context.all_reduce(stage, where, names, blocks, "attention")
+    else:
+        names = yield from _exit_by_broadcast(context, stage, where, names, blocks)
+    summed = {
+        rank: context.add(rank, where, residual.names[rank], name, "x.mid", context.count(residual.blocks[rank]))
+        for rank, name in names.items()
+    }
+    return Residual(summed, residual.blocks)
+
+
+def _exit_by_broadcast(
+    context: Context, stage: Stage, where: Where, names: dict[int, str], blocks: dict[int, Block]
+) -> Generator[str, None, dict[int, str]]:
+    """MA Separation as written: all-reduce over the attention ranks, then the sum goes to every feed-forward rank."""
+    ranks = tuple(names)
+    if len(set(blocks.values())) > 1:
+        raise InfeasibleError(
+            f"placement {context.placement.name}: exit all_reduce_broadcast sums over heads; query_blocks must be 1"
+        )
+    if len(ranks) > 1:
+        shape = (context.count(blocks[ranks[0]]), context.model.hidden_size)
+        names = context.collective("all_reduce", ranks, where, names, "attention.sum", shape)
+        yield "reduce"
+    held = tuple(Holding(rank, Tile(ONE, blocks[rank])) for rank in ranks)
+    needs = tuple(Holding(rank, Tile(ONE, block)) for rank, _, block in context.feed_forward(stage, where.micro_batch))
+    moves = plan(held, needs, context.nodes, "tree", 1)
+    came = context.builder.redistribute(
+        moves, tuple(names[rank] for rank in ranks), hidden_layout(context), where, "attention.out"
+    )
+    return {need.rank: name for need, name in zip(needs, came, strict=True)}
