@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from simulator import program as p
-from simulator.builder import Layout
+from simulator.lowering.builder import Layout
 from simulator.tile import num_tokens
 
 
