@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from simulator.cluster import Gpu
 from simulator.errors import ProfileError, SpecError
 from simulator.files import Record, load
+from simulator.host import Host
 
 Tag = Literal["measured", "replayed", "emulated", "imported", "fitted", "assumed"]
 KernelClass = Literal["gemm", "attention_prefill", "attention_decode", "moe"]
@@ -184,6 +185,7 @@ class Profile(Record):
     host_launch_s: float = Field(default=0.0, ge=0, description="host seconds to issue one kernel")
     collectives: tuple[CollectiveCurve, ...] = ()
     send_recv: SendRecv | None = None
+    host: Host | None = Field(default=None, description="CPU devices: what ranks of a node share")
     provenance: tuple[Provenance, ...] = ()
 
     @model_validator(mode="after")

@@ -1,0 +1,20 @@
+"""Host: what a node's CPU cores and memory cost the ranks that share them. GPUs of their own have none of this."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from simulator.files import Record
+
+
+class Host(Record):
+    """Shared by all ranks of a CPU node. ``None``: as the cluster states, or not modelled."""
+
+    core_capacity: float | None = Field(
+        default=None, gt=0, description="cores' worth of work a second; None: node.cores"
+    )
+    transfer_core_s_per_byte: float = Field(default=0.0, ge=0, description="core time of a byte, at each end")
+    transfer_latency_s: float | None = Field(default=None, ge=0, description="None: the node link's")
+    memory_bandwidth_bytes_per_s: float | None = Field(
+        default=None, gt=0, description="of the node, shared by all kernels; None: not modelled"
+    )
