@@ -1,0 +1,181 @@
+"""The command line: parses arguments, calls one plain function, prints. ``plan --help`` imports nothing heavy.
+
+stdout is the result (``--json``: JSON and nothing else), stderr is for people. Exit 0 done, 2 bad input or
+infeasible, 1 a run that failed or a defect of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+
+OBJECTIVES = ("ttft", "tpot", "tps", "tps_per_gpu", "cost")
+Handler = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; errors meant for users become one line on stderr."""
+    from simulator.errors import AttnplanError
+
+    arguments = parser().parse_args(argv)
+    try:
+        return handler(arguments.handler)(arguments)
+    except AttnplanError as error:
+        print(f"plan: {error}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("plan: stopped", file=sys.stderr)
+        return 130
+
+
+def handler(name: str) -> Handler:
+    """The function ``module:function`` in this package, imported only now."""
+    module, function = name.split(":")
+    found: Handler = getattr(import_module(f"planner.commands.{module}"), function)
+    return found
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands of DESIGN section 7."""
+    root = argparse.ArgumentParser(
+        prog="plan",
+        description="Plan, simulate and run attention parallelism on GPU clusters.",
+        epilog="A preset name or a path goes wherever MODEL, CLUSTER, WORKLOAD, PROFILE or SCENARIO is asked for.",
+    )
+    commands = root.add_subparsers(metavar="COMMAND", required=True)
+    _add_planning(commands)
+    _add_allocation(commands)
+    _add_calibration(commands)
+    _add_rest(commands)
+    return root
+
+
+Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def _command(commands: Commands, name: str, target: str, text: str) -> argparse.ArgumentParser:  # type: ignore[valid-type]
+    command: argparse.ArgumentParser = commands.add_parser(name, help=text, description=text)  # type: ignore[attr-defined]
+    command.set_defaults(handler=target)
+    return command
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print JSON and nothing else")
+
+
+def scenario_options(command: argparse.ArgumentParser) -> None:
+    """The inputs of a planning question; options override the scenario's parts."""
+    command.add_argument("scenario", nargs="?", help="preset (fa-pool, ma-separation, two-level, local) or path")
+    for name in ("model", "cluster", "workload", "profile"):
+        command.add_argument(f"--{name}", metavar=name.upper(), help="preset or path")
+    command.add_argument("--objective", choices=OBJECTIVES)
+    command.add_argument("--max-gpus", type=int, metavar="N", help="use at most N GPUs")
+    command.add_argument("--base-gpus", type=int, metavar="N", help="feed-forward group of FA Pool")
+    command.add_argument("--ttft-slo", type=float, metavar="SECONDS", help="limit on the time to first token")
+    command.add_argument("--tpot-slo", type=float, metavar="SECONDS", help="limit on the time an output token")
+
+
+def _add_planning(commands: Commands) -> None:  # type: ignore[valid-type]
+    make = _command(commands, "make", "make:make", "choose the best policy and write allocation.json")
+    scenario_options(make)
+    make.add_argument("-o", "--output", type=Path, default=Path("allocation.json"), metavar="FILE")
+    _json(make)
+    compare = _command(commands, "compare", "compare:compare", "all schemes side by side on one workload")
+    scenario_options(compare)
+    compare.add_argument("--seed", type=int, default=0)
+    _json(compare)
+
+
+def _add_allocation(commands: Commands) -> None:  # type: ignore[valid-type]
+    for name, text in (
+        ("explain", "why this plan, what binds it, what would flip it"),
+        ("verify", "re-check an allocation with code the search does not share"),
+    ):
+        command = _command(commands, name, f"allocation:{name}", text)
+        command.add_argument("allocation", type=Path)
+        _json(command)
+    simulate = _command(commands, "simulate", "allocation:simulate", "the timeline of one entry of a plan")
+    _entry_options(simulate)
+    simulate.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome/Perfetto trace")
+    _json(simulate)
+    run = _command(commands, "run", "run:run", "run the plan: prefill, then decode, checked against the reference")
+    _entry_options(run)
+    run.add_argument("--on", choices=("auto", "cpu", "cuda", "replay"), default="auto")
+    run.add_argument("--repeats", type=int, default=3, metavar="N")
+    run.add_argument("--decode-tokens", type=int, default=32, metavar="N")
+    run.add_argument("--time-limit", type=float, default=300.0, metavar="SECONDS")
+    run.add_argument("-o", "--output", type=Path, default=Path("measurement.json"), metavar="FILE")
+    _json(run)
+    validate = _command(commands, "validate", "validate:validate", "predicted vs measured, per operation and per step")
+    validate.add_argument("allocation", type=Path)
+    validate.add_argument("measurements", type=Path, nargs="+")
+    validate.add_argument("--trace", type=Path, metavar="FILE", help="both timelines overlaid, for Perfetto")
+    _json(validate)
+
+
+def _entry_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("allocation", type=Path)
+    command.add_argument("--phase", choices=("prefill", "decode"), default="prefill")
+    command.add_argument("--tokens", type=int, metavar="N", help="prompt length (default: the first bucket's)")
+
+
+def _add_calibration(commands: Commands) -> None:  # type: ignore[valid-type]
+    calibrate = _command(commands, "calibrate", "calibrate:calibrate", "measure this machine, or import measurements")
+    calibrate.add_argument("--device", choices=("cpu", "cuda"), default=None)
+    calibrate.add_argument("--budget", type=float, default=None, metavar="SECONDS")
+    calibrate.add_argument("-o", "--output", type=Path, default=Path("profile.json"), metavar="FILE")
+    actions = calibrate.add_subparsers(metavar="ACTION", required=False)
+    imported = _command(actions, "import", "calibrate:import_", "a profile from other people's tables")
+    imported.add_argument("source", choices=("aiconfigurator", "nccl-tests", "vidur"))
+    imported.add_argument("files", type=Path, nargs="*", help="files, or the systems folder")
+    imported.add_argument("--system", default="a100_sxm")
+    imported.add_argument("--framework", default="vllm")
+    imported.add_argument("-o", "--output", type=Path, default=Path("profile.json"), metavar="FILE")
+    update = _command(actions, "update", "calibrate:update", "refit residuals and intervals from runs")
+    update.add_argument("profile")
+    update.add_argument("measurements", type=Path, nargs="+")
+    update.add_argument("--allocation", type=Path, required=True)
+    update.add_argument("-o", "--output", type=Path, default=Path("profile.json"), metavar="FILE")
+    holdout = _command(actions, "holdout", "calibrate:holdout", "the accuracy table, on rows held out of the fit")
+    holdout.add_argument("--system", default="a100_sxm")
+    _json(holdout)
+    predict = _command(commands, "predict", "calibrate:predict", "seconds, p05, p95 and tag for a table of operations")
+    predict.add_argument("profile")
+    predict.add_argument("operations", type=Path, metavar="OPS.csv")
+    predict.add_argument("-o", "--output", type=Path, default=None, metavar="FILE")
+
+
+def _add_rest(commands: Commands) -> None:  # type: ignore[valid-type]
+    paper = _command(commands, "paper", "paper:paper", "one row a statement of the documents: claim, ours, verdict")
+    paper.add_argument("--document", metavar="LETTER", help="F, K, E, M or T")
+    _json(paper)
+    launch = _command(commands, "launch", "launch:launch", "the commands and manifests that start a plan on a cluster")
+    launch.add_argument("allocation", type=Path)
+    target = launch.add_mutually_exclusive_group()
+    target.add_argument("--slurm", action="store_true")
+    target.add_argument("--kubernetes", action="store_true")
+    cluster = _command(commands, "cluster", "cluster:import_topo", "a cluster file from nvidia-smi topo -m")
+    cluster.add_argument("action", choices=("import",))
+    cluster.add_argument("source", choices=("topo",))
+    cluster.add_argument("file", type=Path)
+    cluster.add_argument("--gpu", required=True, help="GPU type, e.g. A100-SXM4-80GB")
+    cluster.add_argument("--nodes", type=int, default=1)
+    cluster.add_argument("--nic-gbit-s", type=float, default=None, help="rate of one NIC; the tool does not print it")
+    cluster.add_argument("-o", "--output", type=Path, default=Path("cluster.yaml"), metavar="FILE")
+    doctor = _command(commands, "doctor", "doctor:doctor", "what this machine has and what attnplan can do on it")
+    _json(doctor)
+    schema = _command(commands, "schema", "schema:print_schema", "the JSON Schema of a file")
+    schema.add_argument("name")
+    app = _command(commands, "app", "app:app", "the what-if explorer in a browser, on 127.0.0.1")
+    app.add_argument("--port", type=int, default=8501)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
