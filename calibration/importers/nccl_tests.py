@@ -32,7 +32,10 @@ CSV_KINDS: dict[str, Kind] = {
     "alltoall": "all_to_all",
 }
 CSV_DTYPES = {"half": ("fp16", 2), "bfloat16": ("bf16", 2), "float": ("fp32", 4), "int8": ("int8", 1)}
-LOG_DTYPES = {"float": "fp32", "half": "fp16", "bfloat16": "bf16", "int8": "int8", "uint8": "int8"}
+LOG_DTYPES = {
+    **{"float": "fp32", "half": "fp16", "bfloat16": "bf16", "double": "fp64", "f8e4m3": "fp8", "f8e5m2": "fp8"},
+    **{name: name for name in ("int8", "uint8", "int32", "uint32", "int64", "uint64")},
+}
 _PREFIX = re.compile(r"^(\[\d+,\d+\]<std(out|err)>:\s*|\d+:\s+)")
 _FAILURE = re.compile(r"Test (NCCL )?failure|FAILED|unhandled (cuda|system) error", re.IGNORECASE)
 _ROW = re.compile(r"\s*\d{1,18}\s+\d{1,18}\s+[a-z]\w*\s")
@@ -121,9 +124,11 @@ def _log_row(line: str, kind: Kind, facts: RunFacts, place: str) -> CollectiveRo
     wrong = cells[num_leading + 3]
     if wrong not in ("0", "N/A") and not re.fullmatch(r"0e[-+]\d+", wrong) and not _is_small_error(wrong):
         raise SpecError(f"{place}: {wrong} wrong elements; give a log of a run that passed")
+    if dtype not in LOG_DTYPES:
+        raise SpecError(f"{place}: unknown type {dtype[:40]!r}; known: {', '.join(LOG_DTYPES)}")
     if time_us <= 0:
         raise SpecError(f"{place}: time {time_us} µs; a collective takes some")
-    known = LOG_DTYPES.get(dtype, dtype)
+    known = LOG_DTYPES[dtype]
     row = CollectiveRow(
         kind, int(size), facts.gpus, facts.nodes, time_us * 1e-6, algbw * 1e9, busbw * 1e9, known, place
     )
