@@ -30,6 +30,9 @@ class Replayed:
 class NoProgress:
     """Nobody watches."""
 
+    def preparing(self) -> None:
+        pass
+
     def running(self, index: int) -> None:
         pass
 

@@ -111,6 +111,7 @@ class Session:
     def _schedule(self, program: p.Program, weights: Weights) -> Schedule:
         operations = program.ranks[self.index] if self.index < len(program.ranks) else ()
         for operation in operations:
+            self.interpreter.progress.preparing()
             preload(operation, weights)
         keep = [next_tokens_name(program, self.index)]
         if self.generation.keep_logits:

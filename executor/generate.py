@@ -1,0 +1,98 @@
+"""Generate: the job every rank runs: warm-up, then repeats of prefill and decode, spans on disk after each step."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from executor.environment import environment
+from executor.progress import State
+from executor.session import Generation, Session, StepResult, next_tokens_name, prompts_of, reads_tokens
+from executor.transfers import Issued
+from executor.worker import Worker
+from executor.world import DistributedTransport
+from simulator.measurement import Environment
+
+
+@dataclass
+class Answer:
+    """What a rank hands back: its environment, and its logits of each step of the first repeat if kept."""
+
+    environment: Environment
+    logits: list[list[Tensor]] = field(default_factory=list)
+
+
+def lines_path(directory: Path, rank: int) -> Path:
+    return directory / f"rank{rank}.jsonl"
+
+
+def generate(worker: Worker, generation: Generation) -> Answer:
+    """Run the whole generation on this rank."""
+    world = worker.world
+    world.prepare(generation.programs)
+    transport = DistributedTransport(world)
+    session = Session(generation, world.rank, transport, worker.progress, device=world.device)
+    answer = Answer(environment(world.device, session.backend))
+    prompts = torch.cat(prompts_of(generation))
+    with lines_path(worker.directory, world.rank).open("w", encoding="utf-8") as file:
+        for repeat in range(-generation.warm_up, generation.repeats):
+            tokens: Tensor | None = prompts
+            for number in range(len(generation.programs)):
+                worker.progress.step = (repeat + generation.warm_up) * len(generation.programs) + number
+                start_s, result = _step(worker, session, number, tokens)
+                tokens = _hand_over(worker, generation, number, result.tokens)
+                if repeat >= 0:
+                    _write(file, repeat, number, start_s, result, transport.issued)
+                if repeat == 0 and generation.keep_logits:
+                    answer.logits.append(result.logits)
+    return answer
+
+
+def _step(worker: Worker, session: Session, number: int, tokens: Tensor | None) -> tuple[float, StepResult]:
+    """All ranks start together; (start on the monotonic clock, result)."""
+    worker.progress.note(State.WAITING)
+    worker.world.barrier()
+    start_s = time.perf_counter()
+    return start_s, session.step(number, tokens)
+
+
+def _hand_over(worker: Worker, generation: Generation, number: int, tokens: Tensor | None) -> Tensor | None:
+    """The next tokens, where the next program reads them: a program leaves them on the ranks that embed in it, so
+    only a change of placement needs them sent (outside any step)."""
+    if number + 1 == len(generation.programs):
+        return None
+    program, following = generation.programs[number], generation.programs[number + 1]
+    world = worker.world
+    holders = [rank for rank in range(world.size) if next_tokens_name(program, rank)]
+    readers = [rank for rank in range(world.size) if reads_tokens(following, rank)]
+    if set(readers) <= set(holders):
+        return tokens
+    if tokens is None:
+        tokens = torch.empty(following.step.num_tokens, dtype=torch.int64, device=world.device)
+    worker.progress.note(State.WAITING)
+    dist.broadcast(tokens, src=holders[0])
+    return tokens
+
+
+def _write(file: TextIO, repeat: int, number: int, start_s: float, result: StepResult, issued: Issued) -> None:
+    line: dict[str, Any] = {
+        "repeat": repeat,
+        "index": number,
+        "start_s": start_s,
+        "end_s": start_s + result.end_s,
+        "spans": [[round(start, 9), round(end, 9)] for start, end in result.spans],
+        "messages": issued.messages,
+        "bytes_sent": issued.bytes_sent,
+        "collectives": issued.collectives,
+        "collective_bytes": issued.collective_bytes,
+        "tokens": None if result.tokens is None else result.tokens.tolist(),
+    }
+    file.write(json.dumps(line) + "\n")
+    file.flush()

@@ -1,0 +1,108 @@
+"""Worker: one rank's process, started by the supervisor: ``python -m executor.worker RANK WORLD DIRECTORY TIMEOUT_S``.
+
+It reads jobs from stdin and answers on stdout, both as length-prefixed pickles between processes of one program.
+A job is a function of the worker and its arguments. When stdin closes, whatever the rank is doing, the process
+ends: no orphans.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import sys
+import threading
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any
+
+from executor.progress import ProgressFile, RankReporter, State
+
+PEER_LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused", "store")
+LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """What a job gets: its world (``executor.world.World``), where to report, and the run's directory."""
+
+    world: Any
+    progress: RankReporter
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A job's exception. ``peer``: it only reports that another rank went away."""
+
+    message: str
+    details: str
+    peer: bool
+
+
+def write_frame(stream: IO[bytes], value: object) -> None:
+    data = pickle.dumps(value)
+    stream.write(LENGTH.pack(len(data)) + data)
+    stream.flush()
+
+
+def read_frame(stream: IO[bytes]) -> Any:
+    """The next value, or EOFError."""
+    head = stream.read(LENGTH.size)
+    if len(head) < LENGTH.size:
+        raise EOFError
+    data = stream.read(LENGTH.unpack(head)[0])
+    return pickle.loads(data)
+
+
+def read_jobs(jobs: SimpleQueue[Any]) -> None:
+    """Pass on jobs until the supervisor goes away, then end this process at once."""
+    try:
+        while True:
+            jobs.put(read_frame(sys.stdin.buffer))
+    except (EOFError, OSError, pickle.UnpicklingError):
+        os._exit(1)
+
+
+def failure_of(error: BaseException) -> Failure:
+    text = str(error).strip().splitlines()
+    message = f"{type(error).__name__}: {text[0] if text else ''}"[:500]
+    lost = isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in PEER_LOST)
+    return Failure(message, "".join(traceback.format_exception(error)), lost)
+
+
+def main() -> None:
+    rank, size, directory, timeout_s = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever prints goes to the log, never between the answers
+    jobs: SimpleQueue[Any] = SimpleQueue()
+    threading.Thread(target=read_jobs, args=(jobs,), daemon=True).start()
+    progress = RankReporter(ProgressFile(directory / "progress", size), rank)
+
+    import torch
+
+    from executor.world import join_gloo
+
+    torch.set_num_threads(1)
+    world = join_gloo(rank, size, directory / "store", timeout_s)
+    progress.note(State.IDLE)
+    write_frame(answers, "ready")
+    worker = Worker(world, progress, directory)
+    while True:
+        function, arguments = jobs.get()
+        progress.note(State.PREPARING)
+        try:
+            answer = function(worker, *arguments)
+        except Exception as error:
+            answer = failure_of(error)
+            sys.stderr.write(answer.details)
+            sys.stderr.flush()
+        else:
+            progress.note(State.IDLE)
+        write_frame(answers, answer)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""World: the ranks of a run and how their transfers travel — gloo between processes, NCCL between GPUs.
+
+Receives are posted early (gloo), sends never wait, and a value is waited for only when it is read. NCCL has no tags:
+messages between two ranks pair by order, which ``check_order`` asserts, and every direction of a pair has a
+communicator of its own so that a send can never queue behind a receive of the same pair.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from executor.transfers import Issued, padded, side_by_side
+from executor.weights import TORCH_DTYPES
+from simulator import program as p
+from simulator.errors import ExecutionError
+
+POSTED_BYTES = 256 * 2**20  # receives posted ahead of need hold at most this much
+LOOPBACK = {"Linux": "lo", "Darwin": "lo0"}
+
+
+@dataclass
+class World:
+    """This process's place among the ranks; sub-groups are made once and kept."""
+
+    rank: int
+    size: int
+    backend: Literal["gloo", "nccl"]
+    device: torch.device
+    groups: dict[tuple[int, ...], dist.ProcessGroup | None] = field(default_factory=dict)
+    lanes: dict[tuple[int, int], dist.ProcessGroup | None] = field(default_factory=dict)
+
+    def prepare(self, programs: Sequence[p.Program]) -> None:
+        """Make every group the programs need. All ranks call this with the same programs."""
+        everyone = tuple(range(self.size))
+        self.groups.setdefault(everyone, None)
+        for ranks in collective_groups(programs):
+            if ranks not in self.groups and len(ranks) > 1:
+                self.groups[ranks] = dist.new_group(list(ranks), backend=self.backend)
+        if self.backend == "nccl":
+            for program in programs:
+                check_order(program)
+            for pair in message_pairs(programs):
+                if pair not in self.lanes:
+                    self.lanes[pair] = dist.new_group(list(pair), backend="nccl")
+
+    def barrier(self) -> None:
+        dist.barrier()
+
+
+def join_gloo(rank: int, size: int, store: Path, timeout_s: float) -> World:
+    """Join the processes of this machine that meet at the file ``store``."""
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.get(os.uname().sysname, "lo"))
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
+    )
+    return World(rank, size, "gloo", torch.device("cpu"))
+
+
+def join_nccl(timeout_s: float) -> World:
+    """Join the processes torchrun started, one a GPU."""
+    missing = [name for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR") if name not in os.environ]
+    if missing:
+        raise ExecutionError(f"nccl: {', '.join(missing)} not set; start with torchrun --nproc-per-node=GPUS")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"]) % max(1, torch.cuda.device_count()))
+    torch.cuda.set_device(device)
+    dist.init_process_group("nccl", timeout=timedelta(seconds=timeout_s), device_id=device)
+    return World(dist.get_rank(), dist.get_world_size(), "nccl", device)
+
+
+def collective_groups(programs: Sequence[p.Program]) -> list[tuple[int, ...]]:
+    """Distinct rank groups of all collectives, in an order every rank agrees on."""
+    found = {
+        operation.ranks
+        for program in programs
+        for operations in program.ranks
+        for operation in operations
+        if isinstance(operation, p.Collective)
+    }
+    return sorted(found)
+
+
+def message_pairs(programs: Sequence[p.Program]) -> list[tuple[int, int]]:
+    """Distinct (sender, receiver) pairs, sorted."""
+    found = {
+        (rank, operation.to)
+        for program in programs
+        for rank, operations in enumerate(program.ranks)
+        for operation in operations
+        if isinstance(operation, p.Send)
+    }
+    return sorted(found)
+
+
+def check_order(program: p.Program) -> None:
+    """Assert that every pair's sends and receives come in the same order of tags, as NCCL needs."""
+    sends: dict[tuple[int, int], list[int]] = {}
+    receives: dict[tuple[int, int], list[int]] = {}
+    for rank, operations in enumerate(program.ranks):
+        for operation in operations:
+            if isinstance(operation, p.Send):
+                sends.setdefault((rank, operation.to), []).append(operation.tag)
+            elif isinstance(operation, p.Recv):
+                receives.setdefault((operation.source, rank), []).append(operation.tag)
+    for pair in sorted({*sends, *receives}):
+        if sends.get(pair, []) != receives.get(pair, []):
+            raise ExecutionError(
+                f"messages from rank {pair[0]} to rank {pair[1]} are sent as tags {sends.get(pair, [])[:8]}… but "
+                f"received as {receives.get(pair, [])[:8]}…; NCCL pairs them by order"
+            )
+
+
+@dataclass
+class _Arriving:
+    """A transfer under way and the value it fills."""
+
+    work: dist.Work | None
+    value: Tensor
+    transport: DistributedTransport
+    operation: p.Recv | p.Collective
+
+    def wait(self) -> Tensor:
+        if self.work is not None:
+            self.work.wait()
+        if isinstance(self.operation, p.Collective):
+            return side_by_side(self.operation, self.value) if self.operation.kind == "all_gather" else self.value
+        self.transport.arrived(self.value)
+        return self.value
+
+
+class DistributedTransport:
+    """One rank's transfers through torch.distributed."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.issued = Issued()
+        self._sends: list[tuple[dist.Work, Tensor]] = []
+        self._to_post: deque[p.Recv] = deque()
+        self._posted: dict[tuple[int, int], deque[_Arriving]] = {}
+        self._posted_bytes = 0
+
+    def begin(self, operations: Sequence[p.Operation]) -> None:
+        self.issued = Issued()
+        self._posted_bytes = 0
+        self._to_post = deque(operation for operation in operations if isinstance(operation, p.Recv))
+        if self.world.backend == "gloo":
+            self._post_more()
+
+    def send(self, operation: p.Send, value: Tensor) -> None:
+        self.issued.send(value)
+        value = value.contiguous()
+        lane = self.world.lanes.get((self.world.rank, operation.to))
+        work = dist.isend(value, operation.to, group=lane, tag=operation.tag)
+        if work is not None:
+            self._sends.append((work, value))
+
+    def receive(self, operation: p.Recv) -> _Arriving:
+        key = (operation.source, operation.tag)
+        while not self._posted.get(key):
+            self._post(self._to_post.popleft())
+        return self._posted[key].popleft()
+
+    def arrived(self, value: Tensor) -> None:
+        self._posted_bytes -= value.numel() * value.element_size()
+        if self.world.backend == "gloo":
+            self._post_more()
+
+    def _post_more(self) -> None:
+        while self._to_post and self._posted_bytes < POSTED_BYTES:
+            self._post(self._to_post.popleft())
+
+    def _post(self, operation: p.Recv) -> None:
+        value = torch.empty(operation.shape, dtype=TORCH_DTYPES[operation.dtype], device=self.world.device)
+        lane = self.world.lanes.get((operation.source, self.world.rank))
+        work = dist.irecv(value, operation.source, group=lane, tag=operation.tag)
+        arriving = _Arriving(work, value, self, operation)
+        self._posted.setdefault((operation.source, operation.tag), deque()).append(arriving)
+        self._posted_bytes += operation.num_bytes
+
+    def collective(self, operation: p.Collective, value: Tensor | None) -> _Arriving:
+        if value is None:
+            assert operation.kind == "broadcast", f"{operation.kind} needs a value on every rank"
+            value = torch.empty(operation.shape, dtype=TORCH_DTYPES[operation.dtype], device=self.world.device)
+        value = padded(operation, value)
+        self.issued.collective(operation, value)
+        if len(operation.ranks) == 1:
+            return _Arriving(None, value, self, operation)
+        return self._issue(operation, value)
+
+    def _issue(self, operation: p.Collective, value: Tensor) -> _Arriving:
+        """Portable calls only: equal parts, into tensors."""
+        group, num_ranks = self.world.groups[operation.ranks], len(operation.ranks)
+        out = value
+        match operation.kind:
+            case "all_reduce":
+                work = dist.all_reduce(value, group=group, async_op=True)
+            case "broadcast":
+                work = dist.broadcast(value, src=operation.ranks[0], group=group, async_op=True)
+            case "all_gather":
+                out = value.new_empty((num_ranks * value.shape[0], *value.shape[1:]))
+                work = dist.all_gather_into_tensor(out, value, group=group, async_op=True)
+            case "reduce_scatter":
+                out = value.new_empty((value.shape[0] // num_ranks, *value.shape[1:]))
+                work = dist.reduce_scatter_tensor(out, value, group=group, async_op=True)
+            case "all_to_all":
+                out = torch.empty_like(value)
+                work = dist.all_to_all_single(out, value, group=group, async_op=True)
+        return _Arriving(work, out, self, operation)
+
+    def finish(self) -> None:
+        for work, _ in self._sends:
+            work.wait()
+        self._sends.clear()
