@@ -7,6 +7,7 @@ cached (``past``) and tokens to compute (``new``): prefill has past = 0, decode 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -88,6 +89,15 @@ class Workload(Record):
     requests_per_s: float | None = Field(default=None, gt=0)
     assumptions: tuple[str, ...] = ()
     source: str = ""
+
+    @model_validator(mode="after")
+    def _buckets_in_order(self) -> Workload:
+        for index, (bucket, following) in enumerate(pairwise(self.buckets)):
+            if bucket.max_tokens is None or following.min_tokens < bucket.max_tokens:
+                raise ValueError(f"buckets[{index + 1}] begins before buckets[{index}] ends; order them, no overlap")
+        if len({bucket.name for bucket in self.buckets}) != len(self.buckets):
+            raise ValueError("two buckets have one name; rename one")
+        return self
 
     @model_validator(mode="after")
     def _shares_sum_to_one(self) -> Workload:

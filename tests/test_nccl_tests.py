@@ -60,14 +60,15 @@ def test_a_row_of_the_new_layout_by_hand(tmp_path: Path) -> None:
     small, large = read_run(path, FACTS).rows
     assert (small.num_bytes, small.gpus, small.dtype, small.place) == (1048576, 8, "fp32", f"{path}:7")
     assert small.duration_s == pytest.approx(28.56e-6)  # out of place
-    assert small.algbw_bytes_per_s == pytest.approx(36.71e9)
-    assert small.busbw_bytes_per_s == pytest.approx(64.24e9)  # 36.71 * 2 * 7/8
+    assert small.algbw_bytes_per_s == pytest.approx(36.71e9, rel=1e-3)  # printed with four digits
+    assert small.busbw_bytes_per_s == pytest.approx(64.24e9, rel=1e-3)  # 36.71 * 2 * 7/8
     assert large.kernel() == GroupCollective("all_reduce", 4294967296, 8)
 
 
 def test_the_old_layout_has_no_root_and_an_error_instead_of_a_count(tmp_path: Path) -> None:
     (row,) = read_run(written(tmp_path, OLD), FACTS).rows
-    assert (row.num_bytes, row.duration_s) == (1048576, pytest.approx(74.78e-6))
+    assert row.num_bytes == 1048576
+    assert row.duration_s == pytest.approx(74.78e-6)
 
 
 @pytest.mark.parametrize("prefix", ["[1,0]<stdout>:", "[1,0]<stderr>: ", "0: "])

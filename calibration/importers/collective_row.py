@@ -19,11 +19,19 @@ class CollectiveRow:
     gpus: int
     nodes: int
     duration_s: float
-    algbw_bytes_per_s: float
-    busbw_bytes_per_s: float
     dtype: str
     place: str
     tag: Literal["imported"] = "imported"
+
+    @property
+    def algbw_bytes_per_s(self) -> float:
+        """Buffer bytes over time."""
+        return self.num_bytes / self.duration_s
+
+    @property
+    def busbw_bytes_per_s(self) -> float:
+        """What must cross one rank's link, over time."""
+        return self.algbw_bytes_per_s * bus_factor(self.collective, self.gpus)
 
     def kernel(self) -> GroupCollective:
         """The kernel a profile predicts; only a row of a single node is one."""
@@ -44,12 +52,3 @@ def bus_factor(collective: Kind, gpus: int) -> float:
             return (gpus - 1) / gpus
         case "broadcast" | "send_recv":
             return 1.0
-
-
-def from_time(
-    collective: Kind, *, num_bytes: int, gpus: int, nodes: int, duration_s: float, dtype: str, place: str
-) -> CollectiveRow:
-    """A row of a source that gives times only; both bandwidths follow."""
-    algbw = num_bytes / duration_s
-    busbw = algbw * bus_factor(collective, gpus)
-    return CollectiveRow(collective, num_bytes, gpus, nodes, duration_s, algbw, busbw, dtype, place)

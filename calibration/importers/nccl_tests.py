@@ -16,7 +16,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from calibration.importers.collective_row import CollectiveRow, Kind, bus_factor, from_time
+from calibration.importers.collective_row import CollectiveRow, Kind, bus_factor
 from simulator.errors import SpecError
 from simulator.files import Record, load
 from simulator.table import Row, read_lines, read_rows
@@ -129,10 +129,8 @@ def _log_row(line: str, kind: Kind, facts: RunFacts, place: str) -> CollectiveRo
     if time_us <= 0:
         raise SpecError(f"{place}: time {time_us} µs; a collective takes some")
     known = LOG_DTYPES[dtype]
-    row = CollectiveRow(
-        kind, int(size), facts.gpus, facts.nodes, time_us * 1e-6, algbw * 1e9, busbw * 1e9, known, place
-    )
-    _check_bandwidths(row)
+    row = CollectiveRow(kind, int(size), facts.gpus, facts.nodes, time_us * 1e-6, known, place)
+    _check_bandwidths(row, algbw=algbw * 1e9, busbw=busbw * 1e9)
     return row
 
 
@@ -147,14 +145,14 @@ def _number(cell: str, place: str) -> float:
     return float(cell)
 
 
-def _check_bandwidths(row: CollectiveRow) -> None:
-    """Bytes over time is algbw, and busbw over algbw tells the number of ranks: both must agree."""
-    if row.algbw_bytes_per_s < LEAST_CHECKED_BYTES_PER_S:
+def _check_bandwidths(row: CollectiveRow, *, algbw: float, busbw: float) -> None:
+    """The printed algbw must be bytes over time, and busbw over algbw tells the number of ranks."""
+    if algbw < LEAST_CHECKED_BYTES_PER_S:
         return
-    algbw = row.num_bytes / row.duration_s
-    if abs(row.algbw_bytes_per_s / algbw - 1) > PRINT_TOLERANCE:
-        raise SpecError(f"{row.place}: algbw {row.algbw_bytes_per_s / 1e9:g} GB/s, but size/time is {algbw / 1e9:.4g}")
-    ratio, expected = row.busbw_bytes_per_s / row.algbw_bytes_per_s, bus_factor(row.collective, row.gpus)
+    if abs(algbw / row.algbw_bytes_per_s - 1) > PRINT_TOLERANCE:
+        own = row.algbw_bytes_per_s / 1e9
+        raise SpecError(f"{row.place}: algbw {algbw / 1e9:g} GB/s, but size/time is {own:.4g}")
+    ratio, expected = busbw / algbw, bus_factor(row.collective, row.gpus)
     if abs(ratio / expected - 1) > PRINT_TOLERANCE:
         raise SpecError(
             f"{row.place}: busbw/algbw is {ratio:.4g}, but {row.collective} on {row.gpus} GPUs gives "
@@ -177,7 +175,7 @@ def _csv_row(row: Row, facts: RunFacts) -> CollectiveRow:
     if gpus > facts.gpus:
         raise SpecError(f"{row.place}: num_gpus: {gpus}, but the facts give {facts.gpus} GPUs")
     known, size = CSV_DTYPES[dtype]
-    return from_time(
+    return CollectiveRow(
         CSV_KINDS[name],
         num_bytes=row.whole("message_size", least=1) * size,
         gpus=gpus,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from calibration.importers.collective_row import CollectiveRow, Kind, from_time
+from calibration.importers.collective_row import CollectiveRow, Kind
 from simulator.errors import SpecError
 from simulator.kernel import ComputeKernel, Gemm, Memory
 from simulator.table import Row, read_rows
@@ -85,9 +85,7 @@ def read_network(path: Path) -> tuple[CollectiveRow, ...]:
     for row in read_rows(path):
         name = row.text("collective")
         if name not in NETWORK_KINDS:
-            raise SpecError(
-                f"{row.place}: collective: unknown {name[:40]!r}; known: {', '.join(NETWORK_KINDS)}"
-            )
+            raise SpecError(f"{row.place}: collective: unknown {name[:40]!r}; known: {', '.join(NETWORK_KINDS)}")
         gpus, per_node = row.whole("num_workers", least=2), row.whole("devices_per_node", least=1)
         if gpus % per_node:
             raise SpecError(f"{row.place}: num_workers: {gpus} does not divide by {per_node} devices a node")
@@ -97,7 +95,7 @@ def read_network(path: Path) -> tuple[CollectiveRow, ...]:
     if not found:
         raise SpecError(f"{path}: no rows; give Vidur's all_reduce.csv or send_recv.csv")
     return tuple(
-        from_time(
+        CollectiveRow(
             kind,
             num_bytes=num_bytes,
             gpus=gpus,
