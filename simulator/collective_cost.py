@@ -114,7 +114,7 @@ class _Layout:
         return [(nodes[i], nodes[(i + 1) % len(nodes)]) for i in range(len(nodes))] if len(nodes) > 1 else []
 
     def _hop_s(self, a: Sequence[int], b: Sequence[int]) -> float:
-        return self.topology.route(a[0], b[0]).latency_s
+        return self.topology.hop_s(a[0], b[0])
 
     @property
     def hop_s(self) -> float:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from simulator.clock import Action, Clock, picoseconds
 from simulator.collective_cost import CollectiveCost
 from simulator.host import Host
-from simulator.sharing import Activity, Sharing
+from simulator.sharing import Activity, Path, Sharing
 from simulator.topology import Resource, Topology
 
 
@@ -40,7 +40,7 @@ class Network:
         dearest = max((node.core_s_per_byte for node in self.cores.values()), default=0.0)
         self._share = 1.0 / dearest if dearest > 0 else 1.0  # a message's rate at the level of one core
         capacities = [resource.bandwidth_bytes_per_s for resource in self.resources]
-        self.sharing = Sharing(clock, capacities, record_load=record_load)
+        self.sharing = Sharing(clock, capacities, unlimited=topology.never_binding, record_load=record_load)
         self._ways: dict[tuple[int, int], _Way] = {}
 
     def _add_cores(self, hosts: Mapping[str, Host]) -> dict[int, Cores]:
@@ -66,10 +66,10 @@ class Network:
         way = self._ways.get((source, target))
         if way is None:
             way = self._ways[source, target] = self._way(source, target)
-        if not num_bytes or not way.resources:
+        if not num_bytes or not way.path.resources:
             self.clock.after(way.latency_ps, done)
             return
-        flow = Activity(float(num_bytes), way.resources, way.weights, done, way.cap, self._share)
+        flow = Activity(float(num_bytes), way.path, done, way.cap, self._share)
         self.clock.after(way.latency_ps, lambda: self.sharing.start(flow))
 
     def _way(self, source: int, target: int) -> _Way:
@@ -88,7 +88,7 @@ class Network:
             if node.latency_s is not None:
                 latency_s = node.latency_s
         cap = 1.0 / dearest if dearest > 0 else float("inf")
-        return _Way(tuple(weights), tuple(weights.values()), cap, picoseconds(latency_s))
+        return _Way(self.sharing.path(weights), cap, picoseconds(latency_s))
 
     def collective(self, cost: CollectiveCost, done: Action) -> None:
         """Latency, then one activity: the busiest link's bytes, at most as fast as the collective runs alone."""
@@ -100,7 +100,7 @@ class Network:
         for node in self.cores.values():
             if node.core_s_per_byte > 0:
                 self._charge(node, weights)
-        flow = Activity(work, tuple(weights), tuple(weights.values()), done, work / cost.fluid_s, self._share)
+        flow = Activity(work, self.sharing.path(weights), done, work / cost.fluid_s, self._share)
         latency_ps = picoseconds(cost.latency_s)
         if latency_ps:
             self.clock.after(latency_ps, lambda: self.sharing.start(flow))
@@ -123,20 +123,16 @@ class Network:
             self.clock.after(0, done)
             return
         node = self.cores[self.topology.node_of(rank)]
-        resources, weights = (node.cores,), (1.0,)
+        weights = {node.cores: 1.0}
         if node.memory is not None and moved_bytes > 0:
-            self.sharing.start(
-                Activity(seconds, (*resources, node.memory), (*weights, moved_bytes / seconds), done, 1.0)
-            )
-            return
-        self.sharing.start(Activity(seconds, resources, weights, done, 1.0))
+            weights[node.memory] = moved_bytes / seconds
+        self.sharing.start(Activity(seconds, self.sharing.path(weights), done, 1.0))
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
     """A cached route as an activity's resources."""
 
-    resources: tuple[int, ...]
-    weights: tuple[float, ...]
+    path: Path
     cap: float
     latency_ps: int

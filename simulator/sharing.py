@@ -15,23 +15,34 @@ What it ignores: slow start, packets, unfairness over round-trip times.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from simulator.clock import Action, Clock
+from simulator.fair_rates import fair_rates
+from simulator.fair_table import FairTable
 from simulator.units import PICOSECONDS_PER_S
 
-SAME_LEVEL = 1 + 1e-12  # resources that fill at the same level up to rounding are fixed in one round
-VECTOR_SIZE = 24  # activities from which numpy solves a component faster than plain Python
+VECTOR_SIZE = 24  # activities from which numpy shares a component faster than plain Python
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """What a unit of work uses: ``weights[i]`` units of ``resources[i]``, and of resources that never limit it."""
+
+    resources: tuple[int, ...]
+    weights: tuple[float, ...]
+    unlimited: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(slots=True, eq=False)
 class Activity:
-    """Work in progress. ``remaining`` holds at ``updated_ps``; ``done`` is called when it ends."""
+    """Work in progress. ``remaining`` and ``rate`` hold at ``updated_ps``; ``done`` is called when it ends."""
 
     work: float
-    resources: tuple[int, ...]
-    weights: tuple[float, ...]
+    path: Path
     done: Action
     cap: float = math.inf
     share: float = 1.0
@@ -42,86 +53,71 @@ class Activity:
 
 @dataclass(slots=True, eq=False)
 class Component:
-    """Activities that share resources, directly or through others."""
+    """Activities that share resources, directly or through others. ``table`` holds their state while it is set."""
 
-    activities: dict[int, Activity] = field(default_factory=dict)  # by id(): a set with insertion order
+    activities: dict[int, Activity] = field(default_factory=dict)  # by id(): a set that keeps its order
     resources: set[int] = field(default_factory=set)
+    table: FairTable | None = None
     version: int = 0
     largest: int = 0
     dirty: bool = False
 
+    def add(self, activity: Activity) -> None:
+        self.keep_state()
+        self.activities[id(activity)] = activity
+        self.largest = max(self.largest, len(self.activities))
 
-def fair_rates(activities: Sequence[Activity], capacities: Sequence[float]) -> list[float]:
-    """Max-min fair rate of every activity, in work per second. Pure; activities without resources run at their cap."""
-    if len(activities) >= VECTOR_SIZE:
-        from simulator.sharing_numpy import fair_rates_vectorised
-
-        return fair_rates_vectorised(activities, capacities)
-    rates = [0.0] * len(activities)
-    left: dict[int, float] = {}
-    for activity in activities:
-        for resource in activity.resources:
-            left[resource] = capacities[resource]
-    waiting = list(range(len(activities)))
-    while waiting:
-        level, load = _level(activities, waiting, left)
-        full = {r for r, total in load.items() if left[r] <= level * SAME_LEVEL * total}
-        kept = []
-        for index in waiting:
-            activity = activities[index]
-            if activity.cap <= activity.share * level * SAME_LEVEL:
-                rates[index] = activity.cap
-            elif full.isdisjoint(activity.resources):
-                kept.append(index)
-                continue
-            else:
-                rates[index] = activity.share * level
-            for resource, weight in zip(activity.resources, activity.weights, strict=True):
-                left[resource] = max(left[resource] - weight * rates[index], 0.0)
-        waiting = kept
-    return rates
-
-
-def _level(
-    activities: Sequence[Activity], waiting: Sequence[int], left: dict[int, float]
-) -> tuple[float, dict[int, float]]:
-    """The next level at which a resource fills or a cap binds, and each resource's load for level 1."""
-    load: dict[int, float] = {}
-    level = math.inf
-    for index in waiting:
-        activity = activities[index]
-        level = min(level, activity.cap / activity.share)
-        for resource, weight in zip(activity.resources, activity.weights, strict=True):
-            load[resource] = load.get(resource, 0.0) + weight * activity.share
-    for resource, total in load.items():
-        if total > 0:
-            level = min(level, left[resource] / total)
-    return level, load
+    def keep_state(self) -> None:
+        """Move the state from the table back to the activities."""
+        if self.table is not None:
+            for activity, remaining, rate in zip(*self.table.state(), strict=True):
+                activity.remaining, activity.rate = remaining, rate
+                activity.updated_ps = self.table.updated_ps
+            self.table = None
 
 
 class Sharing:
-    """The activities running on one SimPy clock (integer picoseconds) over resources of given capacities."""
+    """The activities running on one clock over resources of given capacities.
 
-    def __init__(self, clock: Clock, capacities: Sequence[float], *, record_load: bool = False) -> None:
-        self.clock = clock
+    ``unlimited`` resources are accounted for but never limit a rate: the caller knows that others are full first.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        capacities: Sequence[float],
+        *,
+        unlimited: frozenset[int] = frozenset(),
+        record_load: bool = False,
+    ) -> None:
+        self.clock, self.unlimited = clock, unlimited
         self.capacities = list(capacities)
-        self.used = [0.0] * len(self.capacities)  # units of each resource consumed so far
+        self.used = [0.0] * len(self.capacities)  # units of each resource that started work will consume
         self.loads: list[tuple[int, int, float]] | None = [] if record_load else None
+        self._array = np.array(self.capacities)
         self._owner: dict[int, Component] = {}
         self._dirty: list[Component] = []
+
+    def path(self, weights: Mapping[int, float]) -> Path:
+        """The path of work that uses ``weights[r]`` units of every resource r a unit of work."""
+        limiting = {r: weight for r, weight in weights.items() if r not in self.unlimited}
+        rest = tuple((r, weight) for r, weight in weights.items() if r in self.unlimited)
+        return Path(tuple(limiting), tuple(limiting.values()), rest)
 
     def start(self, activity: Activity) -> None:
         """Begin now; ``activity.done`` is called when its work is done (never at once)."""
         activity.remaining, activity.updated_ps = activity.work, self.clock.now_ps
-        for resource, weight in zip(activity.resources, activity.weights, strict=True):
-            self.used[resource] += weight * activity.work
-        component = self._join(activity.resources)
-        component.activities[id(activity)] = activity
-        component.largest = max(component.largest, len(component.activities))
+        path, used = activity.path, self.used
+        for resource, weight in zip(path.resources, path.weights, strict=True):
+            used[resource] += weight * activity.work
+        for resource, weight in path.unlimited:
+            used[resource] += weight * activity.work
+        component = self._join(path.resources)
+        component.add(activity)
         self._touch(component)
 
-    def _join(self, resources: Iterable[int]) -> Component:
-        """The one component of these resources; several become one."""
+    def _join(self, resources: Sequence[int]) -> Component:
+        """The one component of these resources; several become one, the smaller moving into the larger."""
         owner, found = self._owner, None
         for resource in resources:
             other = owner.get(resource)
@@ -131,17 +127,22 @@ class Sharing:
                 found = other
                 continue
             small, found = (other, found) if len(other.activities) <= len(found.activities) else (found, other)
-            found.activities.update(small.activities)
-            found.resources |= small.resources
-            small.version += 1
-            small.activities = {}
-            for moved in small.resources:
-                owner[moved] = found
+            self._merge(small, found)
         found = found if found is not None else Component()
         for resource in resources:
             owner[resource] = found
         found.resources.update(resources)
         return found
+
+    def _merge(self, small: Component, large: Component) -> None:
+        small.keep_state()
+        large.keep_state()
+        large.activities.update(small.activities)
+        large.resources |= small.resources
+        small.version += 1
+        small.activities = {}
+        for resource in small.resources:
+            self._owner[resource] = large
 
     def _touch(self, component: Component) -> None:
         """Settle this component once all that happens at this instant has happened."""
@@ -159,10 +160,24 @@ class Sharing:
                 self._share(component)
 
     def _share(self, component: Component) -> None:
-        """New rates from now on, and the instant the first activity ends."""
-        now = self.clock.now_ps
-        activities = list(component.activities.values())
-        first_s = math.inf
+        """New rates from now on, and a timer for the instant the first activity ends."""
+        if len(component.activities) >= VECTOR_SIZE:
+            if component.table is None:
+                component.table = FairTable(list(component.activities.values()), self._array, self.clock.now_ps)
+            first_s = component.table.share(self.clock.now_ps)
+        else:
+            component.keep_state()
+            first_s = self._share_few(list(component.activities.values()))
+        if self.loads is not None:
+            self._record(component)
+        component.version += 1
+        version = component.version
+        delay_ps = max(round(first_s * PICOSECONDS_PER_S), 0)
+        self.clock.after(delay_ps, lambda: self._finish(component) if component.version == version else None)
+
+    def _share_few(self, activities: list[Activity]) -> float:
+        """Rates in plain Python; seconds to the first end."""
+        now, first_s = self.clock.now_ps, math.inf
         for activity, rate in zip(activities, fair_rates(activities, self.capacities), strict=True):
             elapsed_ps = now - activity.updated_ps
             if elapsed_ps:
@@ -172,21 +187,19 @@ class Sharing:
             ends_s = activity.remaining / rate
             if ends_s < first_s:
                 first_s = ends_s
-        if self.loads is not None:
-            self._record(component)
-        component.version += 1
-        version = component.version
-        delay_ps = max(round(first_s * PICOSECONDS_PER_S), 0)
-        self.clock.after(delay_ps, lambda: self._finish(component) if component.version == version else None)
+        return first_s
 
     def _finish(self, component: Component) -> None:
-        """End what has no work left at this picosecond (within one: symmetric activities end together)."""
-        now = self.clock.now_ps
-        over = [
-            activity
-            for activity in component.activities.values()
-            if activity.remaining - activity.rate * (now + 1 - activity.updated_ps) / PICOSECONDS_PER_S <= 0
-        ]
+        """End what has no work left at this picosecond (within one: activities that are alike end together)."""
+        now_ps = self.clock.now_ps
+        if component.table is not None:
+            over: list[Activity] = component.table.finish(now_ps)
+        else:
+            over = [
+                activity
+                for activity in component.activities.values()
+                if activity.remaining - activity.rate * (now_ps + 1 - activity.updated_ps) / PICOSECONDS_PER_S <= 0
+            ]
         assert over, "the timer of a component ended no activity"
         for activity in over:
             del component.activities[id(activity)]
@@ -200,23 +213,27 @@ class Sharing:
         if component.activities and 2 * len(component.activities) > component.largest:
             self._touch(component)
             return
+        component.keep_state()
         activities = list(component.activities.values())
         for resource in component.resources:
             del self._owner[resource]
         if self.loads is not None:
-            idle = component.resources.difference(*[activity.resources for activity in activities])
+            idle = component.resources.difference(*[activity.path.resources for activity in activities])
             self.loads.extend((self.clock.now_ps, resource, 0.0) for resource in sorted(idle))
         component.activities, component.resources = {}, set()
         for activity in activities:
-            part = self._join(activity.resources)
-            part.activities[id(activity)] = activity
-            part.largest = len(part.activities)
+            part = self._join(activity.path.resources)
+            part.add(activity)
             self._touch(part)
 
     def _record(self, component: Component) -> None:
+        """Note every limiting resource's load from now on."""
         assert self.loads is not None
+        rates: Sequence[float] = [activity.rate for activity in component.activities.values()]
+        if component.table is not None:
+            rates = component.table.state()[2]
         load = dict.fromkeys(sorted(component.resources), 0.0)
-        for activity in component.activities.values():
-            for resource, weight in zip(activity.resources, activity.weights, strict=True):
-                load[resource] += weight * activity.rate
-        self.loads.extend((self.clock.now_ps, resource, rate) for resource, rate in load.items())
+        for activity, rate in zip(component.activities.values(), rates, strict=True):
+            for resource, weight in zip(activity.path.resources, activity.path.weights, strict=True):
+                load[resource] += weight * rate
+        self.loads.extend((self.clock.now_ps, resource, value) for resource, value in load.items())

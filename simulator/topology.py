@@ -10,8 +10,9 @@ Every resource is one direction of one link (or one shared bus), with a capacity
 Between nodes a message leaves by its GPU's own NIC and enters by the receiver's; on different leaves (other rail,
 other group of nodes) it crosses the spine. NCCL's PXN would hop over NVLink to the rail's NIC instead: the same NIC
 load, an NVLink hop for the spine's. A leaf's uplink is the sum of its NICs over ``oversubscription``.
-Latencies add along the way: half a link's latency at each of its ends (so a pair of equal NICs costs one NIC
-latency), one ``fabric.latency_s`` for each switch passed.
+Latency between nodes: half of each NIC's (so a pair of equal NICs costs one NIC latency) and one ``fabric.latency_s``
+for each switch. A message pays for the fabric's longest way whatever its rail: measured latencies are mostly software,
+and messages that are alike then stay alike (they start, share and end together). ``hop_s`` counts exactly.
 What it ignores: PCIe between GPU and NIC, routing collisions inside the spine, packet overheads.
 ``graph`` gives the same as a networkx graph, for checks and drawings; routing itself is arithmetic.
 """
@@ -167,11 +168,32 @@ class Topology:
         if a.node == b.node:
             return self._inside(a, b)
         out, into = self.nic_of(source), self.nic_of(target)
-        latency_s = (out.latency_s + into.latency_s) / 2
+        latency_s = (out.latency_s + into.latency_s) / 2 + self._longest_hops * self.cluster.fabric.latency_s
         if out.leaf == into.leaf:
-            return Route((out.out, into.into), latency_s + self.cluster.fabric.latency_s)
+            return Route((out.out, into.into), latency_s)
         middle = (self.uplink(out.leaf)[0], self.uplink(into.leaf)[1])
-        return Route((out.out, *middle, into.into), latency_s + 3 * self.cluster.fabric.latency_s)
+        return Route((out.out, *middle, into.into), latency_s)
+
+    def hop_s(self, source: int, target: int) -> float:
+        """Latency between two ranks, switch by switch: a collective sends along rails where it can."""
+        a, b = self.places[source], self.places[target]
+        if a.node == b.node:
+            return a.spec.link.latency_s
+        out, into = self.nic_of(source), self.nic_of(target)
+        hops = 1 if out.leaf == into.leaf else 3
+        return (out.latency_s + into.latency_s) / 2 + hops * self.cluster.fabric.latency_s
+
+    @property
+    def _longest_hops(self) -> int:
+        return 3 if len(self._leaf_bytes_per_s) > 1 else 1
+
+    @property
+    def never_binding(self) -> frozenset[int]:
+        """Uplinks as wide as all NICs below them: those NICs are full first, so no rate ever depends on them."""
+        if self.cluster.fabric.oversubscription > 1:
+            return frozenset()
+        names = (f"{_leaf_name(leaf)} {way}" for leaf in self._leaf_bytes_per_s for way in ("up", "down"))
+        return frozenset(self._numbers[name] for name in names if name in self._numbers)
 
     def _inside(self, a: Place, b: Place) -> Route:
         prefix, link = f"node {a.node}", a.spec.link
