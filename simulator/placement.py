@@ -106,6 +106,9 @@ class Placement(Record):
     micro_batches: int = Field(default=1, ge=1)
     kv_multicast: Multicast = Field(default="direct", description="how queries, keys and values reach the pool")
     transfer_chunks: int = Field(default=1, ge=1, description="pieces a chain is pipelined in")
+    kv_streams: int = Field(
+        default=1, ge=1, description="pieces in which keys are sent and attended to, so that the two overlap"
+    )
     all_reduce: Literal["auto", "ring", "tree", "hierarchical"] = "auto"
     dim_mode: DimMode = "gather_qk"
     exit: Exit = Field(default="all_to_all", description="MA Separation: how attention output reaches the experts")

@@ -55,7 +55,8 @@ def placements(model: Model) -> list[Placement]:
         pooled(model, 3, AttentionGrid(heads=(4, 4), query_blocks=2, kv_blocks=2)),
         joined(model, 2, AttentionGrid(heads=(8,), query_blocks=5)),
         joined(model, 2, AttentionGrid(heads=(8,), kv_blocks=4)),
-        context_parallel(model, 2, 2),
+        pooled(model, 2, AttentionGrid(heads=(8,), query_blocks=4), kv_streams=3, kv_multicast="chain"),
+        context_parallel(model, 2, 2, kv_streams=2),
         context_parallel(model, 1, 4, block_rule="zigzag"),
         separated(model, 3, 2),
         separated(model, 3, 2, exit="all_reduce_broadcast"),
@@ -154,13 +155,23 @@ def test_ping_pong_gives_the_base_feed_forward_work_while_the_pool_attends() -> 
     multicast=st.sampled_from(["direct", "tree", "chain"]),
     causal=st.booleans(),
     heads=st.sampled_from([(8,), (3, 5), (2, 2, 4)]),
+    streams=st.integers(1, 3),
 )
 def test_any_pool_grid_computes_every_pair_once(
-    lengths: list[int], query: int, kv: int, rule: str, multicast: str, causal: bool, heads: tuple[int, ...]
+    lengths: list[int],
+    query: int,
+    kv: int,
+    rule: str,
+    multicast: str,
+    causal: bool,
+    heads: tuple[int, ...],
+    streams: int,
 ) -> None:
     model = tiny_model(layers=1, causal=causal)
     grid = AttentionGrid(heads=heads, query_blocks=query, kv_blocks=kv)
-    placement = pooled(model, 2, grid, block_rule=rule, kv_multicast=multicast, transfer_chunks=2)
+    placement = pooled(
+        model, 2, grid, block_rule=rule, kv_multicast=multicast, transfer_chunks=2, kv_streams=streams if kv == 1 else 1
+    )
     step = Step("prefill", tuple(Sequences(1, 0, length) for length in lengths))
     nodes = tuple(index // 4 for index in range(2 + grid.num_ranks))
     program = lower(model, step, placement, nodes=nodes, dtype="fp32")

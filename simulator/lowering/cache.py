@@ -8,32 +8,30 @@ from simulator.lowering.builder import Where
 from simulator.lowering.context import Context
 from simulator.lowering.inputs import Values, kv_layout
 from simulator.lowering.redistribution import Holding, plan
-from simulator.lowering.shares import Attender
 from simulator.tile import Tile, intersect, is_empty
 
 
 def store_prefill(
-    context: Context,
-    where: Where,
-    keys: Values,
-    attenders: tuple[Attender, ...],
-    kv_names: dict[int, str],
-    kv_tiles: dict[int, Tile],
-    owners: tuple[CacheOwner, ...],
+    context: Context, where: Where, keys: Values, pieces: list[Values], owners: tuple[CacheOwner, ...]
 ) -> None:
-    """Cache owners keep their shard: of the keys they attended to if those cover it, else from the projectors."""
-    shards = [_of_micro_batch(context, where, owner) for owner in owners]
-    missing = [shard for shard in shards if shard.rank not in kv_tiles or not _covers(kv_tiles[shard.rank], shard.tile)]
-    moves = plan(keys.holdings, tuple(missing), context.nodes, "direct", 1)
-    fetched = context.builder.redistribute(moves, keys.names, kv_layout(context), where, "kv.keep")
-    came = {shard.rank: name for shard, name in zip(missing, fetched, strict=True)}
+    """Cache owners keep their shard: of the keys they attended to if those cover it, else from whoever has it."""
+    shards = tuple(_of_micro_batch(context, where, owner) for owner in owners)
+    received = [
+        (holding, name) for piece in pieces for holding, name in zip(piece.holdings, piece.names, strict=True) if name
+    ]
+    missing = []
     for shard in shards:
-        if is_empty(shard.tile.block):
-            continue
-        if shard.rank in came:
-            store(context, where, shard, shard.tile, came[shard.rank])
-        else:
-            store(context, where, shard, kv_tiles[shard.rank], kv_names[shard.rank])
+        covering = [pair for pair in received if pair[0].rank == shard.rank and _covers(pair[0].tile, shard.tile)]
+        if covering and not is_empty(shard.tile.block):
+            store(context, where, shard, covering[0][0].tile, covering[0][1])
+        elif not is_empty(shard.tile.block):
+            missing.append(shard)
+    held = (*keys.holdings, *(holding for holding, _ in received))
+    names = (*keys.names, *(name for _, name in received))
+    moves = plan(held, tuple(missing), context.nodes, "direct", 1)
+    fetched = context.builder.redistribute(moves, names, kv_layout(context), where, "kv.keep")
+    for shard, name in zip(missing, fetched, strict=True):
+        store(context, where, shard, shard.tile, name)
 
 
 def store_decode(context: Context, where: Where, keys: Values, owners: tuple[CacheOwner, ...]) -> None:

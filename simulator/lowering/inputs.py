@@ -13,7 +13,7 @@ from simulator.lowering.ends import ONE, hidden_layout
 from simulator.lowering.redistribution import Holding, plan
 from simulator.lowering.shares import Attender, Projector, projecting_ranks
 from simulator.placement import Stage
-from simulator.tile import Span, Tile
+from simulator.tile import Block, Span, Tile, intersect, split_block
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,25 +101,40 @@ def spread_queries(context: Context, where: Where, queries: Values, attenders: t
 
 def spread_keys(
     context: Context, stage: Stage, where: Where, keys: Values, attenders: tuple[Attender, ...]
-) -> tuple[dict[int, str], dict[int, Tile]]:
-    """Every attention rank gets the keys its queries see, within its KV block."""
-    model = context.model
-    window = model.layers[where.layer].window
-    needs = []
-    for attender in attenders:
-        visible = visible_keys(
-            context.groups.batch,
-            attender.block,
-            window,
-            attender.kv_index,
-            stage.grid.kv_blocks,
-            causal=model.causal,
-        )
-        needs.append(Holding(attender.rank, Tile(cover(attender.heads, model.heads_per_kv_head), visible)))
-    placement = context.placement
-    moves = plan(keys.holdings, tuple(needs), context.nodes, placement.kv_multicast, placement.transfer_chunks)
-    names = context.builder.redistribute(moves, keys.names, kv_layout(context), where, "kv.in")
-    return (
-        {need.rank: name for need, name in zip(needs, names, strict=True)},
-        {need.rank: need.tile for need in needs},
-    )
+) -> list[Values]:
+    """Every attention rank gets the keys its queries see, within its KV block: one ``Values`` a piece.
+
+    With ``kv_streams`` the keys travel and are attended to in that many pieces, so that attention on the first
+    overlaps the transfer of the next. ``names`` of ranks that see nothing of a piece are "".
+    """
+    model, placement = context.model, context.placement
+    needs: list[list[Holding]] = []
+    for piece in _pieces(context, where):
+        row = []
+        for attender in attenders:
+            visible = visible_keys(
+                context.groups.batch,
+                attender.block,
+                model.layers[where.layer].window,
+                attender.kv_index,
+                stage.grid.kv_blocks,
+                causal=model.causal,
+            )
+            block = visible if piece is None else intersect(visible, piece)
+            row.append(Holding(attender.rank, Tile(cover(attender.heads, model.heads_per_kv_head), block)))
+        needs.append(row)
+    pieces = []
+    for number, row in enumerate(needs):
+        moves = plan(keys.holdings, tuple(row), context.nodes, placement.kv_multicast, placement.transfer_chunks)
+        what = "kv.in" if len(needs) == 1 else f"kv.in.p{number}"
+        names = context.builder.redistribute(moves, keys.names, kv_layout(context), where, what)
+        pieces.append(Values(tuple(row), names))
+    return pieces
+
+
+def _pieces(context: Context, where: Where) -> tuple[Block | None, ...]:
+    """Even pieces of every sequence's keys, or the whole (None). A window layer's keys are few: one piece."""
+    streams = context.placement.kv_streams
+    if streams == 1 or context.model.layers[where.layer].window:
+        return (None,)
+    return split_block(tuple(((0, group.total),) for group in context.groups.batch), streams)

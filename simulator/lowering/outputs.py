@@ -11,9 +11,9 @@ from simulator.lowering.context import Context, Residual
 from simulator.lowering.ends import ONE, hidden_layout
 from simulator.lowering.inputs import q_layout
 from simulator.lowering.redistribution import Holding, plan
-from simulator.lowering.shares import Attender, Projector, out_ranks
+from simulator.lowering.shares import Attender, out_ranks
 from simulator.placement import Stage
-from simulator.tile import Block, Tile
+from simulator.tile import Block, Span, Tile
 
 
 def collect(
@@ -39,19 +39,23 @@ def collect(
                 parts[target.rank].append(name)
     if stage.grid.kv_blocks == 1:
         return {rank: names[0] for rank, names in parts.items()}
-    return {target.rank: _merge(context, where, target, parts[target.rank]) for target in targets}
+    return {
+        target.rank: merge(context, where, target.rank, target.heads, target.block, parts[target.rank], "o.merged")
+        for target in targets
+    }
 
 
-def _merge(context: Context, where: Where, target: Projector, values: list[str]) -> str:
+def merge(context: Context, where: Where, rank: int, heads: Span, block: Block, values: list[str], what: str) -> str:
+    """One output from parts' (o, lse) pairs."""
     return context.builder.emit(
-        target.rank,
+        rank,
         p.MergeAttention(
             reads=tuple(values),
-            writes=(where.name("o.merged"),),
+            writes=(where.name(what),),
             layer=where.layer,
             micro_batch=where.micro_batch,
-            num_tokens=context.count(target.block),
-            heads=target.heads[1] - target.heads[0],
+            num_tokens=context.count(block),
+            heads=heads[1] - heads[0],
             head_dim=context.model.head_dim,
             parts=len(values) // 2,
         ),
