@@ -122,7 +122,8 @@ class Interpreter:
     def _one(self, operation: p.Operation, reads: list[Value], index: int) -> Sequence[Value | Waiting]:
         match operation:
             case p.Send():
-                self.transport.send(operation, _tensor(reads[0]))
+                value = _tensor(reads[0])
+                self.transport.send(operation, value if operation.rows is None else value[slice(*operation.rows)])
                 return ()
             case p.Recv():
                 return (Waiting(self.transport.receive(operation), index),)

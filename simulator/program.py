@@ -264,11 +264,12 @@ class Sample(_Operation):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send(_Operation):
-    """The value read → rank ``to``. dtype None: the program's."""
+    """The value read, or its contiguous rows ``rows``, → rank ``to``."""
 
     to: int
     tag: int
     num_bytes: int
+    rows: Span | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

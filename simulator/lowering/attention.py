@@ -17,11 +17,11 @@ from collections.abc import Generator
 from simulator import program as p
 from simulator.cache_layout import CacheOwner, cover
 from simulator.errors import InfeasibleError
-from simulator.lowering.builder import Where
+from simulator.lowering.builder import Moved, Where
 from simulator.lowering.cache import store_decode, store_prefill
 from simulator.lowering.chunks import decode_segments, prefill_segments
 from simulator.lowering.context import Context, Residual
-from simulator.lowering.inputs import Values, project, spread_keys, spread_queries, to_projectors
+from simulator.lowering.inputs import Values, project, send_keys, spread_queries, to_projectors
 from simulator.lowering.outputs import collect, merge, project_out
 from simulator.lowering.shares import Attender, attending_ranks, projecting_ranks
 from simulator.placement import Stage
@@ -39,11 +39,9 @@ def attention(
     attenders = attending_ranks(context, stage, where.micro_batch)
     q_names = spread_queries(context, where, queries, attenders)
     if context.phase == "prefill":
-        pieces = spread_keys(context, stage, where, keys, attenders)
-        outputs = [
-            _attend_pieces(context, stage, where, attender, q_names[attender.rank], index, pieces)
-            for index, attender in enumerate(attenders)
-        ]
+        outputs, pieces = _attend_pieces(
+            context, stage, where, attenders, q_names, send_keys(context, stage, where, keys, attenders)
+        )
         store_prefill(context, where, keys, pieces, owners)
     else:
         store_decode(context, where, keys, owners)
@@ -58,44 +56,64 @@ def attention(
 
 
 def _attend_pieces(
-    context: Context, stage: Stage, where: Where, attender: Attender, query: str, index: int, pieces: list[Values]
-) -> str:
-    """Attention on every piece of keys in turn, merged at the end; returns the name of o."""
-    batch, window = context.groups.batch, context.model.layers[where.layer].window
-    split = stage.grid.kv_blocks > 1
-    if split and (len(pieces) > 1 or window):
-        reason = "has a window" if window else f"streams its keys in {len(pieces)} pieces"
-        raise InfeasibleError(
-            f"placement {context.placement.name}: layer {where.layer} {reason}; kv_blocks must be 1, not "
-            f"{stage.grid.kv_blocks}"
-        )
-    seen = [(piece.holdings[index].tile.block, piece.names[index]) for piece in pieces]
-    if len(seen) > 1:
-        seen = [(block, name) for block, name in seen if name]
-    partial: list[str] = []
-    for number, (block, keys) in enumerate(seen):
-        segments = prefill_segments(batch, attender.block, block, window, causal=context.model.causal)
-        name = "o" if len(seen) == 1 else f"o.p{number}"
-        reads = (query, keys) if keys else (query,)
-        partial.append(_emit(context, where, attender, reads, segments, name, lse=split or len(seen) > 1))
+    context: Context,
+    stage: Stage,
+    where: Where,
+    attenders: tuple[Attender, ...],
+    queries: dict[int, str],
+    moved: list[Moved],
+) -> tuple[list[str], list[Values]]:
+    """Attention on every piece of keys as it is put together, then merged; returns o's names and the keys held."""
+    _check_split(context, stage, where, len(moved))
+    lse = stage.grid.kv_blocks > 1 or len(moved) > 1
+    partial: dict[int, list[str]] = {attender.rank: [] for attender in attenders}
+    pieces = []
+    for number, piece in enumerate(moved):
+        names = context.builder.assemble(piece)
+        pieces.append(Values(piece.plan.needs, names))
+        for attender, need, keys in zip(attenders, piece.plan.needs, names, strict=True):
+            if not keys and len(moved) > 1:
+                continue
+            segments = prefill_segments(
+                context.groups.batch,
+                attender.block,
+                need.tile.block,
+                context.model.layers[where.layer].window,
+                causal=context.model.causal,
+            )
+            reads = (queries[attender.rank], keys) if keys else (queries[attender.rank],)
+            name = "o" if len(moved) == 1 else f"o.p{number}"
+            partial[attender.rank].append(_emit(context, where, attender, reads, segments, name, lse=lse))
+    return [_merged(context, where, attender, partial[attender.rank]) for attender in attenders], pieces
+
+
+def _merged(context: Context, where: Where, attender: Attender, partial: list[str]) -> str:
     if len(partial) == 1:
         return partial[0]
     values = [value for name in partial for value in (name, f"{name}.lse")]
     return merge(context, where, attender.rank, attender.heads, attender.block, values, "o")
 
 
+def _check_split(context: Context, stage: Stage, where: Where, pieces: int) -> None:
+    """Keys split over ranks can neither be windowed nor streamed."""
+    if stage.grid.kv_blocks == 1:
+        return
+    if context.model.layers[where.layer].window or pieces > 1:
+        reason = "streams its keys" if pieces > 1 else "has a window"
+        raise InfeasibleError(
+            f"placement {context.placement.name}: layer {where.layer} {reason}; kv_blocks must be 1, not "
+            f"{stage.grid.kv_blocks}"
+        )
+
+
 def _attend_cache(
     context: Context, stage: Stage, where: Where, attender: Attender, query: str, rows: tuple[int, ...]
 ) -> str:
     """Attention of one query a sequence on the rank's cache rows; returns the name of o."""
-    window, split = context.model.layers[where.layer].window, stage.grid.kv_blocks > 1
-    if window and split:
-        raise InfeasibleError(
-            f"placement {context.placement.name}: layer {where.layer} has a window; kv_blocks must be 1, not "
-            f"{stage.grid.kv_blocks}"
-        )
+    _check_split(context, stage, where, 1)
+    window = context.model.layers[where.layer].window
     segments = decode_segments(context.groups.batch, attender.block, rows, window)
-    return _emit(context, where, attender, (query, f"cache.{where.layer}"), segments, "o", lse=split)
+    return _emit(context, where, attender, (query, f"cache.{where.layer}"), segments, "o", lse=stage.grid.kv_blocks > 1)
 
 
 def _emit(

@@ -6,12 +6,14 @@ Names are unique on a rank: ``m{micro-batch}.l{layer}.{what}``. A layout says ho
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import prod
 
 from simulator import program as p
 from simulator.lowering.redistribution import Holding, Plan
-from simulator.tile import Batch, Tile, num_tokens
+from simulator.tile import Batch, Span, Tile, num_tokens
 from simulator.units import DTYPE_BYTES
+from simulator.work import contiguous_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +31,7 @@ class Layout:
     @property
     def row_width(self) -> int:
         """Elements of one column of one token."""
-        width = 1
-        for size in (*self.before, *self.after):
-            width *= size
-        return width
+        return prod(self.before) * prod(self.after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +43,18 @@ class Where:
 
     def name(self, what: str) -> str:
         return f"m{self.micro_batch}.l{self.layer}.{what}"
+
+
+@dataclass(slots=True)
+class Moved:
+    """A redistribution whose moves are emitted: ``values[i]`` names holding i; ``sliced`` the parts cut so far."""
+
+    plan: Plan
+    values: list[str]
+    layout: Layout
+    where: Where
+    what: str
+    sliced: dict[tuple[int, Tile], str] = field(default_factory=dict)
 
 
 class Builder:
@@ -67,52 +78,38 @@ class Builder:
     def redistribute(
         self, plan: Plan, names: Sequence[str], layout: Layout, where: Where, what: str
     ) -> tuple[str, ...]:
-        """Emit a plan's slices, sends, receives and concats; returns each need's value name.
+        """Emit a plan's moves and put the parts together; returns each need's value name.
 
         ``names[i]`` is the value of holding i; ``what`` names the result. An empty need has the name "".
         """
-        values = list(names)
-        sliced: dict[tuple[int, Tile], str] = {}
+        return self.assemble(self.move(plan, names, layout, where, what))
+
+    def move(self, plan: Plan, names: Sequence[str], layout: Layout, where: Where, what: str) -> Moved:
+        """Emit a plan's sends and receives. Contiguous rows go straight out of the value that holds them."""
+        moved = Moved(plan, list(names), layout, where, what)
         for number, move in enumerate(plan.moves):
-            value = self._part(plan, values, move.source, move.part, sliced, layout, where, what)
-            values.append(
-                self._send(
-                    plan.holdings[move.source].rank,
-                    move.to,
-                    value,
-                    move.part,
-                    layout,
-                    where,
-                    f"{what}.{number}",
-                )
-            )
+            holding = plan.holdings[move.source]
+            rows = contiguous_rows(self.batch, holding.tile, move.part) if move.part != holding.tile else None
+            value = moved.values[move.source] if rows else self._part(moved, move.source, move.part)
+            moved.values.append(self._send(moved, holding.rank, value, rows, number))
+        return moved
+
+    def assemble(self, moved: Moved) -> tuple[str, ...]:
+        """Emit the slices and concats that make every need's value from its parts."""
         results = []
-        for index, parts in enumerate(plan.parts):
-            if not parts:
-                results.append("")
-                continue
-            taken = [self._part(plan, values, source, part, sliced, layout, where, what) for source, part in parts]
-            results.append(taken[0] if len(parts) == 1 else self._concat(plan, index, taken, layout, where, what))
+        for index, parts in enumerate(moved.plan.parts):
+            taken = [self._part(moved, source, part) for source, part in parts]
+            results.append("" if not taken else taken[0] if len(taken) == 1 else self._concat(moved, index, taken))
         return tuple(results)
 
-    def _part(
-        self,
-        plan: Plan,
-        values: Sequence[str],
-        source: int,
-        part: Tile,
-        sliced: dict[tuple[int, Tile], str],
-        layout: Layout,
-        where: Where,
-        what: str,
-    ) -> str:
-        holding = plan.holdings[source]
+    def _part(self, moved: Moved, source: int, part: Tile) -> str:
+        holding, key = moved.plan.holdings[source], (source, part)
         if part == holding.tile:
-            return values[source]
-        key = (source, part)
-        if key not in sliced:
-            sliced[key] = self.slice(holding, part, values[source], layout, where, f"{what}.s{len(sliced)}")
-        return sliced[key]
+            return moved.values[source]
+        if key not in moved.sliced:
+            name = f"{moved.what}.s{len(moved.sliced)}"
+            moved.sliced[key] = self.slice(holding, part, moved.values[source], moved.layout, moved.where, name)
+        return moved.sliced[key]
 
     def slice(self, holding: Holding, part: Tile, value: str, layout: Layout, where: Where, what: str) -> str:
         """The part of a rank's value, as a value of its own."""
@@ -130,29 +127,54 @@ class Builder:
             ),
         )
 
-    def _send(self, source: int, to: int, value: str, part: Tile, layout: Layout, where: Where, what: str) -> str:
-        shape = layout.shape(num_tokens(part.block, self.batch), part.num_columns)
-        num_bytes = DTYPE_BYTES[layout.dtype]
-        for size in shape:
-            num_bytes *= size
-        tag, name = self.next_tag(), where.name(what)
-        place = {"layer": where.layer, "micro_batch": where.micro_batch, "tag": tag, "num_bytes": num_bytes}
-        self.emit(source, p.Send(reads=(value,), writes=(), to=to, **place))
-        self.emit(to, p.Recv(reads=(), writes=(name,), source=source, shape=shape, dtype=layout.dtype, **place))
-        return name
+    def _send(self, moved: Moved, source: int, value: str, rows: Span | None, number: int) -> str:
+        move, layout, where = moved.plan.moves[number], moved.layout, moved.where
+        shape = layout.shape(num_tokens(move.part.block, self.batch), move.part.num_columns)
+        num_bytes, name, tag = (
+            DTYPE_BYTES[layout.dtype] * prod(shape),
+            where.name(f"{moved.what}.{number}"),
+            self.next_tag(),
+        )
+        self.emit(
+            source,
+            p.Send(
+                reads=(value,),
+                writes=(),
+                layer=where.layer,
+                micro_batch=where.micro_batch,
+                to=move.to,
+                tag=tag,
+                num_bytes=num_bytes,
+                rows=rows,
+            ),
+        )
+        return self.emit(
+            move.to,
+            p.Recv(
+                reads=(),
+                writes=(name,),
+                layer=where.layer,
+                micro_batch=where.micro_batch,
+                source=source,
+                tag=tag,
+                num_bytes=num_bytes,
+                shape=shape,
+                dtype=layout.dtype,
+            ),
+        )
 
-    def _concat(self, plan: Plan, index: int, values: Sequence[str], layout: Layout, where: Where, what: str) -> str:
-        need = plan.needs[index]
+    def _concat(self, moved: Moved, index: int, values: Sequence[str]) -> str:
+        need = moved.plan.needs[index]
         return self.emit(
             need.rank,
             p.Concat(
                 reads=tuple(values),
-                writes=(where.name(f"{what}.all"),),
-                layer=where.layer,
-                micro_batch=where.micro_batch,
+                writes=(moved.where.name(f"{moved.what}.all"),),
+                layer=moved.where.layer,
+                micro_batch=moved.where.micro_batch,
                 batch=self.batch,
-                parts=tuple(part for _, part in plan.parts[index]),
+                parts=tuple(part for _, part in moved.plan.parts[index]),
                 target=need.tile,
-                row_width=layout.row_width,
+                row_width=moved.layout.row_width,
             ),
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from simulator import program as p
 from simulator.cache_layout import cover
-from simulator.lowering.builder import Layout, Where
+from simulator.lowering.builder import Layout, Moved, Where
 from simulator.lowering.chunks import visible_keys
 from simulator.lowering.context import Context, Residual
 from simulator.lowering.ends import ONE, hidden_layout
@@ -99,37 +99,37 @@ def spread_queries(context: Context, where: Where, queries: Values, attenders: t
     return {need.rank: name for need, name in zip(needs, names, strict=True)}
 
 
-def spread_keys(
+def send_keys(
     context: Context, stage: Stage, where: Where, keys: Values, attenders: tuple[Attender, ...]
-) -> list[Values]:
-    """Every attention rank gets the keys its queries see, within its KV block: one ``Values`` a piece.
+) -> list[Moved]:
+    """Keys on their way to every attention rank that sees them, within its KV block: one redistribution a piece.
 
     With ``kv_streams`` the keys travel and are attended to in that many pieces, so that attention on the first
-    overlaps the transfer of the next. ``names`` of ranks that see nothing of a piece are "".
+    overlaps the transfer of the next.
     """
-    model, placement = context.model, context.placement
-    needs: list[list[Holding]] = []
-    for piece in _pieces(context, where):
-        row = []
-        for attender in attenders:
-            visible = visible_keys(
-                context.groups.batch,
-                attender.block,
-                model.layers[where.layer].window,
-                attender.kv_index,
-                stage.grid.kv_blocks,
-                causal=model.causal,
-            )
-            block = visible if piece is None else intersect(visible, piece)
-            row.append(Holding(attender.rank, Tile(cover(attender.heads, model.heads_per_kv_head), block)))
-        needs.append(row)
-    pieces = []
-    for number, row in enumerate(needs):
-        moves = plan(keys.holdings, tuple(row), context.nodes, placement.kv_multicast, placement.transfer_chunks)
-        what = "kv.in" if len(needs) == 1 else f"kv.in.p{number}"
-        names = context.builder.redistribute(moves, keys.names, kv_layout(context), where, what)
-        pieces.append(Values(tuple(row), names))
-    return pieces
+    placement = context.placement
+    pieces = _pieces(context, where)
+    moved = []
+    for number, piece in enumerate(pieces):
+        needs = tuple(_visible_keys(context, stage, where, attender, piece) for attender in attenders)
+        moves = plan(keys.holdings, needs, context.nodes, placement.kv_multicast, placement.transfer_chunks)
+        what = "kv.in" if len(pieces) == 1 else f"kv.in.p{number}"
+        moved.append(context.builder.move(moves, keys.names, kv_layout(context), where, what))
+    return moved
+
+
+def _visible_keys(context: Context, stage: Stage, where: Where, attender: Attender, piece: Block | None) -> Holding:
+    model = context.model
+    visible = visible_keys(
+        context.groups.batch,
+        attender.block,
+        model.layers[where.layer].window,
+        attender.kv_index,
+        stage.grid.kv_blocks,
+        causal=model.causal,
+    )
+    block = visible if piece is None else intersect(visible, piece)
+    return Holding(attender.rank, Tile(cover(attender.heads, model.heads_per_kv_head), block))
 
 
 def _pieces(context: Context, where: Where) -> tuple[Block | None, ...]:
