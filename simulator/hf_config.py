@@ -50,13 +50,9 @@ def load(path: Path) -> Model:
     """The model a ``config.json`` describes; SpecError names a feature that is not modelled."""
     value = parse(path)
     if not is_config(value):
-        raise SpecError(
-            f"{path}: model_type: missing; name a Hugging Face config.json or an attnplan model file"
-        )
+        raise SpecError(f"{path}: model_type: missing; name a Hugging Face config.json or an attnplan model file")
     stem = path.stem.removesuffix("_config")
-    model = from_config(
-        value, source=str(path), name=stem if stem != "config" else path.resolve().parent.name
-    )
+    model = from_config(value, source=str(path), name=stem if stem != "config" else path.resolve().parent.name)
     quantized = path.parent / "hf_quant_config.json"
     if quantized.exists() and path.stem == "config":
         return _with_model_optimizer(model, parse(quantized), str(quantized))
@@ -69,9 +65,7 @@ def from_config(value: Mapping[str, Any], *, source: str, name: str) -> Model:
     if features := unmodelled(config.values, config.kind):
         raise SpecError(f"{source}: not modelled: {' and '.join(features)}; {REMEDY}")
     if config.kind not in KNOWN:
-        raise SpecError(
-            f"{source}: model_type: unknown {config.kind!r}; known: {', '.join(sorted(KNOWN))}; {REMEDY}"
-        )
+        raise SpecError(f"{source}: model_type: unknown {config.kind!r}; known: {', '.join(sorted(KNOWN))}; {REMEDY}")
     return validate(_fields(config, name), Model, source=source)
 
 
@@ -168,18 +162,14 @@ def _head_dim(config: _Config, heads: int) -> int:
         return config.whole("head_dim")
     hidden = config.whole("hidden_size")
     if not heads or hidden % heads:
-        raise SpecError(
-            f"{config.source}: head_dim: missing, and hidden_size {hidden} / {heads} heads is not whole"
-        )
+        raise SpecError(f"{config.source}: head_dim: missing, and hidden_size {hidden} / {heads} heads is not whole")
     return hidden // heads
 
 
 def _named(config: _Config, key: str, known: Mapping[str, str], default: str) -> str:
     value = config.values.get(key) or default
-    if value not in known:
-        raise SpecError(
-            f"{config.source}: {key}: not modelled: {str(value)[:60]!r}; known: {', '.join(known)}"
-        )
+    if not isinstance(value, str) or value not in known:
+        raise SpecError(f"{config.source}: {key}: not modelled: {str(value)[:60]!r}; known: {', '.join(known)}")
     return known[value]
 
 
@@ -242,14 +232,10 @@ def _windows_by_kind(config: _Config, kinds: list[Any], count: int, window: int)
         raise SpecError(f"{config.source}: layer_types: {len(kinds)} entries for num_hidden_layers {count}")
     sizes = {"full_attention": 0, "sliding_attention": window}
     for index, kind in enumerate(kinds):
-        if kind not in sizes:
-            raise SpecError(
-                f"{config.source}: layer_types[{index}]: not modelled: {str(kind)[:60]!r}; {REMEDY}"
-            )
+        if not isinstance(kind, str) or kind not in sizes:
+            raise SpecError(f"{config.source}: layer_types[{index}]: not modelled: {str(kind)[:60]!r}; {REMEDY}")
         if kind == "sliding_attention" and not window:
-            raise SpecError(
-                f"{config.source}: sliding_window: missing, though layer_types[{index}] slides; add it"
-            )
+            raise SpecError(f"{config.source}: sliding_window: missing, though layer_types[{index}] slides; add it")
     return [sizes[kind] for kind in kinds]
 
 
@@ -290,7 +276,5 @@ def _with_model_optimizer(model: Model, value: Any, source: str) -> Model:
     quantization = value.get("quantization") if isinstance(value, Mapping) else None
     algorithm = quantization.get("quant_algo") if isinstance(quantization, Mapping) else None
     if algorithm != "FP8":
-        raise SpecError(
-            f"{source}: quantization.quant_algo: not modelled: {str(algorithm)[:60]!r}; known: FP8"
-        )
+        raise SpecError(f"{source}: quantization.quant_algo: not modelled: {str(algorithm)[:60]!r}; known: FP8")
     return model.model_copy(update={"weight_dtype": "fp8"})

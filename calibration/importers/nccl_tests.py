@@ -149,7 +149,7 @@ def _check_bandwidths(row: CollectiveRow, *, algbw: float, busbw: float) -> None
     """The printed algbw must be bytes over time, and busbw over algbw tells the number of ranks."""
     if algbw < LEAST_CHECKED_BYTES_PER_S:
         return
-    if abs(algbw / row.algbw_bytes_per_s - 1) > PRINT_TOLERANCE:
+    if abs(row.algbw_bytes_per_s - algbw) > PRINT_TOLERANCE * algbw:
         own = row.algbw_bytes_per_s / 1e9
         raise SpecError(f"{row.place}: algbw {algbw / 1e9:g} GB/s, but size/time is {own:.4g}")
     ratio, expected = busbw / algbw, bus_factor(row.collective, row.gpus)
