@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import simpy
@@ -16,6 +18,18 @@ AFTER_ALL = EventPriority(3)  # once everything else at this instant has happene
 
 def picoseconds(seconds: float) -> int:
     return round(seconds * PICOSECONDS_PER_S)
+
+
+@contextmanager
+def collector_paused() -> Iterator[None]:
+    """No cyclic garbage collection inside: a run keeps millions of live objects and makes no cycles worth a search."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Clock(simpy.Environment):

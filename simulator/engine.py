@@ -18,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 import simpy
 
-from simulator.clock import Clock
+from simulator.clock import Clock, collector_paused
 from simulator.cluster import Cluster
-from simulator.collective_cost import Call, CollectiveCost, InNode, collective_cost, unmeasured
+from simulator.collective_cost import Call, InNode, collective_cost, unmeasured
 from simulator.deadlock import Stuck, deadlock_message
 from simulator.errors import ExecutionError, InfeasibleError
 from simulator.host import Host
-from simulator.network import Network
+from simulator.network import CollectiveFlow, Network
 from simulator.pricing import Quantile, as_measured, measured_collectives, price
 from simulator.profile import Profile
 from simulator.program import Collective, Program, Recv, Send
@@ -35,6 +35,7 @@ from simulator.units import PICOSECONDS_PER_S
 
 Seconds = Sequence[float] | npt.NDArray[np.float64]
 Process = Generator[simpy.Event, Any, None]
+TRANSFERS = (Send, Recv, Collective)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,8 @@ def run(program: Program, cluster: Cluster, durations_s: Sequence[Seconds], worl
     """The timeline of ``program`` when operation i of rank r computes ``durations_s[r][i]`` seconds on its own device
     (transfers' entries are ignored; a node's slowdown comes on top). ExecutionError on a deadlock."""
     _check_size(program, cluster)
-    return _Run(program, Topology(cluster), durations_s, world or World()).play()
+    with collector_paused():
+        return _Run(program, Topology(cluster), durations_s, world or World()).play()
 
 
 def simulate(
@@ -110,13 +112,11 @@ class _Run:
         self.streams = [streams_of(ops, coalesce=not shared[rank]) for rank, ops in enumerate(program.ranks)]
         self.began = [[-1] * len(streams.tasks) for streams in self.streams]
         self.ended = [[-1] * len(streams.tasks) for streams in self.streams]
-        self.events = [
-            [simpy.Event(self.clock) if task.watched else None for task in streams.tasks] for streams in self.streams
-        ]
+        self.events: list[dict[int, simpy.Event]] = [{} for _ in self.streams]  # made by the first that waits
         self.shared = shared
         self.meetings: dict[tuple[int, ...], _Meeting] = {}
         self.groups: dict[tuple[int, ...], int] = {}
-        self.costs: dict[Call, CollectiveCost] = {}
+        self.flows: dict[Call, CollectiveFlow] = {}
 
     def play(self) -> Timeline:
         for rank, streams in enumerate(self.streams):
@@ -135,15 +135,13 @@ class _Run:
 
     def _compute(self, rank: int, numbers: list[int]) -> Process:
         """A GPU's compute stream: one timeout a task, however many operations it has."""
-        clock, events = self.clock, self.events[rank]
-        tasks, began = self.streams[rank].tasks, self.began[rank]
+        clock, ended, tasks, began = self.clock, self.ended[rank], self.streams[rank].tasks, self.began[rank]
         total = self._compute_before(rank).tolist()
         for number in numbers:
             task = tasks[number]
             for wait in task.waits:
-                event = events[wait]
-                if event is not None and event.callbacks is not None:
-                    yield event
+                if ended[wait] < 0:
+                    yield self._end_of(rank, wait)
             began[number] = clock.now_ps
             yield clock.timeout(total[task.last + 1] - total[task.first])
             self._end(rank, number)
@@ -175,22 +173,28 @@ class _Run:
         operations, tasks = self.program.ranks[rank], self.streams[rank].tasks
         for number in numbers:
             task = tasks[number]
-            yield from self._waits(rank, task.waits)
+            if task.waits:
+                yield from self._waits(rank, task.waits)
             operation = operations[task.first]
-            assert isinstance(operation, Send | Recv | Collective)
+            assert isinstance(operation, TRANSFERS)
             yield self._meet(rank, number, operation)
             self._end(rank, number)
 
     def _waits(self, rank: int, waits: tuple[int, ...]) -> Process:
-        events = self.events[rank]
         for wait in waits:
-            event = events[wait]
-            if event is not None and event.callbacks is not None:
-                yield event
+            if self.ended[rank][wait] < 0:
+                yield self._end_of(rank, wait)
+
+    def _end_of(self, rank: int, number: int) -> simpy.Event:
+        """The event of a task that has not ended yet."""
+        event = self.events[rank].get(number)
+        if event is None:
+            event = self.events[rank][number] = simpy.Event(self.clock)
+        return event
 
     def _end(self, rank: int, number: int) -> None:
         self.ended[rank][number] = self.clock.now_ps
-        event = self.events[rank][number]
+        event = self.events[rank].pop(number, None)
         if event is not None:
             event.succeed()
 
@@ -224,13 +228,13 @@ class _Run:
             case Recv(source=source, num_bytes=num_bytes):
                 self.network.message(source, meeting.ends[1][0], num_bytes, done)
             case Collective():
-                self.network.collective(self._cost(operation), done)
+                self.network.collective(self._flow(operation), done)
 
     def _check(self, operation: Send | Recv | Collective, meeting: _Meeting) -> None:
         """All ends of a transfer must agree on its kind and size."""
         for rank, number in meeting.ends[:-1]:
             other = self.program.ranks[rank][self.streams[rank].tasks[number].first]
-            assert isinstance(other, Send | Recv | Collective)
+            assert isinstance(other, TRANSFERS)
             same_kind = not isinstance(operation, Collective) or (
                 isinstance(other, Collective) and other.kind == operation.kind
             )
@@ -240,12 +244,13 @@ class _Run:
                     f"but rank {meeting.ends[-1][0]} has {operation!r:.120}; their kinds and sizes must agree"
                 )
 
-    def _cost(self, operation: Collective) -> CollectiveCost:
+    def _flow(self, operation: Collective) -> CollectiveFlow:
         call = Call(operation.kind, operation.algorithm, operation.ranks, operation.num_bytes)
-        cost = self.costs.get(call)
-        if cost is None:
-            cost = self.costs[call] = collective_cost(call, self.topology, self.world.in_node)
-        return cost
+        flow = self.flows.get(call)
+        if flow is None:
+            cost = collective_cost(call, self.topology, self.world.in_node)
+            flow = self.flows[call] = self.network.collective_flow(cost)
+        return flow
 
     def _stuck(self) -> list[Stuck]:
         """The first unfinished task of every stream that has one, and the task it waits for on its own rank."""

@@ -28,6 +28,16 @@ class Cores:
     latency_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class CollectiveFlow:
+    """A collective ready to start: latency, then ``work`` bytes over ``path`` at no more than ``cap`` bytes/s."""
+
+    latency_ps: int
+    work: float
+    path: Path
+    cap: float
+
+
 class Network:
     """What the engine's transfers and CPU kernels run on. ``resources``: links first, then cores and memory."""
 
@@ -90,22 +100,27 @@ class Network:
         cap = 1.0 / dearest if dearest > 0 else float("inf")
         return _Way(self.sharing.path(weights), cap, picoseconds(latency_s))
 
-    def collective(self, cost: CollectiveCost, done: Action) -> None:
-        """Latency, then one activity: the busiest link's bytes, at most as fast as the collective runs alone."""
+    def collective_flow(self, cost: CollectiveCost) -> CollectiveFlow:
+        """A collective as one activity: its busiest link's bytes, at most as fast as it runs alone."""
         if not cost.traffic:
-            self.clock.after(picoseconds(cost.seconds), done)
-            return
+            return CollectiveFlow(picoseconds(cost.seconds), 0.0, Path((), ()), 0.0)
         work = max(num_bytes for _, num_bytes in cost.traffic)
         weights = {resource: num_bytes / work for resource, num_bytes in cost.traffic}
         for node in self.cores.values():
             if node.core_s_per_byte > 0:
                 self._charge(node, weights)
-        flow = Activity(work, self.sharing.path(weights), done, work / cost.fluid_s, self._share)
-        latency_ps = picoseconds(cost.latency_s)
-        if latency_ps:
-            self.clock.after(latency_ps, lambda: self.sharing.start(flow))
+        return CollectiveFlow(picoseconds(cost.latency_s), work, self.sharing.path(weights), work / cost.fluid_s)
+
+    def collective(self, flow: CollectiveFlow, done: Action) -> None:
+        """``done`` once the latency has passed and the bytes have flowed."""
+        if not flow.work:
+            self.clock.after(flow.latency_ps, done)
+            return
+        activity = Activity(flow.work, flow.path, done, flow.cap, self._share)
+        if flow.latency_ps:
+            self.clock.after(flow.latency_ps, lambda: self.sharing.start(activity))
         else:
-            self.sharing.start(flow)
+            self.sharing.start(activity)
 
     def _charge(self, node: Cores, weights: dict[int, float]) -> None:
         """Core time of the bytes on a node's links: both ends on its bus, one on its NICs and ports."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 from simulator.program import Collective, Operation, Recv, Send
 
@@ -16,17 +17,16 @@ StreamKey = tuple[str, int]
 """("compute", 0), ("collective", 0), ("send", receiver) or ("recv", sender)."""
 COMPUTE: StreamKey = ("compute", 0)
 COLLECTIVE: StreamKey = ("collective", 0)
+NOTHING: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """The operations of one stream from ``first`` to ``last``. ``waits``: numbers of tasks of other streams that must
-    have ended; ``watched``: some task of another stream waits for this one."""
+class Task(NamedTuple):
+    """The operations of one stream from ``first`` to ``last``; ``waits``: numbers of tasks of other streams that must
+    have ended before. (A tuple, not a dataclass: a program has millions.)"""
 
     first: int
     last: int
     waits: tuple[int, ...]
-    watched: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +39,13 @@ class RankStreams:
 
 
 def stream_key(operation: Operation) -> StreamKey:
-    """``program.stream_of`` as a key that compares fast."""
-    if isinstance(operation, Send):
-        return ("send", operation.to)
-    if isinstance(operation, Recv):
-        return ("recv", operation.source)
-    return COLLECTIVE if isinstance(operation, Collective) else COMPUTE
+    """``program.stream_of`` as a key that compares fast; anything but a transfer is compute."""
+    kind = type(operation)
+    if kind is Send:
+        return ("send", cast(Send, operation).to)
+    if kind is Recv:
+        return ("recv", cast(Recv, operation).source)
+    return COLLECTIVE if kind is Collective else COMPUTE
 
 
 def streams_of(operations: Sequence[Operation], *, coalesce: bool = True) -> RankStreams:
@@ -52,39 +53,42 @@ def streams_of(operations: Sequence[Operation], *, coalesce: bool = True) -> Ran
     keys = [stream_key(operation) for operation in operations]
     needs, watched = _dependencies(operations, keys)
     task_of: list[int] = []
-    spans: list[list[int]] = []
+    firsts: list[int] = []
+    lasts: list[int] = []
     streams: dict[StreamKey, list[int]] = {}
-    growing: list[int] | None = None  # the compute task that may still take more
-    growing_number = -1
+    growing = -1  # the compute task that may still take more
     for index, key in enumerate(keys):
-        if key is COMPUTE and growing is not None and not needs[index] and not watched[growing[1]]:
-            growing[1] = index
-            task_of.append(growing_number)
+        if key is COMPUTE and growing >= 0 and not needs[index] and not watched[lasts[growing]]:
+            lasts[growing] = index
+            task_of.append(growing)
             continue
-        number = len(spans)
-        span = [index, index]
         if key is COMPUTE and coalesce:
-            growing, growing_number = span, number
-        task_of.append(number)
-        streams.setdefault(key, []).append(number)
-        spans.append(span)
-    tasks = [Task(first, last, tuple([task_of[need] for need in needs[first]]), watched[last]) for first, last in spans]
+            growing = len(firsts)
+        task_of.append(len(firsts))
+        streams.setdefault(key, []).append(len(firsts))
+        firsts.append(index)
+        lasts.append(index)
+    tasks = [
+        Task(first, last, tuple([task_of[need] for need in needs[first]]))
+        for first, last in zip(firsts, lasts, strict=True)
+    ]
     return RankStreams(tasks, task_of, streams)
 
 
-def _dependencies(operations: Sequence[Operation], keys: Sequence[StreamKey]) -> tuple[list[list[int]], list[bool]]:
+def _dependencies(operations: Sequence[Operation], keys: Sequence[StreamKey]) -> tuple[list[Sequence[int]], list[bool]]:
     """For every operation: the operations of *other* streams it reads from, and whether another stream reads it."""
     writer: dict[str, int] = {}
-    needs: list[list[int]] = []
+    needs: list[Sequence[int]] = []
     watched = [False] * len(operations)
     for index, operation in enumerate(operations):
         found: list[int] = []
+        key = keys[index]
         for name in operation.reads:
             source = writer.get(name)
-            if source is not None and keys[source] != keys[index] and source not in found:
+            if source is not None and keys[source] != key and source not in found:
                 found.append(source)
                 watched[source] = True
-        needs.append(found)
+        needs.append(found or NOTHING)
         for name in operation.writes:
             writer[name] = index
     return needs, watched

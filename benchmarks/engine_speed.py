@@ -1,0 +1,150 @@
+"""Operations per second of the engine, for growing programs. Run: python -m benchmarks.engine_speed [--json]
+
+The program: tensor parallel 8 (NVLink) × pipeline 8 (one NIC a GPU) × replicas, 8 micro-batches through 80 layers,
+12 operations a layer, of which 2 all-reduces; 1,024 GPUs are 16 replicas and 0.98 M operations. Durations are given,
+so this times dependencies, clock, link sharing and the timeline, not the cost model. Seconds are CPU seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+
+from simulator.cluster import Cluster, Gpu, Nics, Node, NodeLink
+from simulator.engine import run
+from simulator.program import Add, Collective, Operation, Program, Recv, Send
+from simulator.workload import prefill_step
+
+TENSOR, STAGES, LAYERS, MICRO_BATCHES = 8, 8, 80, 8
+COMPUTE_S = 100e-6
+ALL_REDUCE_BYTES, HIDDEN_BYTES = 16 * 2**20, 2 * 2**20
+
+
+def cluster(num_gpus: int) -> Cluster:
+    """Nodes of 8 with NVSwitch and a NIC a GPU."""
+    gpu = Gpu(
+        name="gpu",
+        compute_flop_per_s=312e12,
+        memory_bandwidth_bytes_per_s=2e12,
+        memory_bytes=80 * 2**30,
+        num_sms=108,
+        source="assumed",
+    )
+    link = NodeLink(kind="switch", bandwidth_bytes_per_s=300e9, latency_s=5e-6)
+    nics = Nics(count=8, bandwidth_bytes_per_s=25e9, latency_s=5e-6)
+    node = Node(count=num_gpus // TENSOR, gpu="gpu", gpus=TENSOR, link=link, nics=nics)
+    return Cluster(name="speed", gpus=(gpu,), nodes=(node,))
+
+
+def program(replicas: int, *, layers: int = LAYERS) -> Program:
+    """``replicas`` pipelines, each 8 stages of 8 ranks."""
+    ranks = [_rank(rank, layers // STAGES) for rank in range(replicas * STAGES * TENSOR)]
+    nothing: tuple[()] = ()
+    return Program(prefill_step(1, 1), "bf16", tuple(ranks), (nothing,) * len(ranks), ("",) * len(ranks))
+
+
+def _rank(rank: int, layers: int) -> tuple[Operation, ...]:
+    stage = rank // TENSOR % STAGES
+    operations: list[Operation] = []
+    for micro_batch in range(MICRO_BATCHES):
+        value = f"x{micro_batch}"
+        if stage:
+            operations.append(_recv(rank, micro_batch, value))
+        for layer in range(stage * layers, (stage + 1) * layers):
+            value = _layer(operations, rank, layer, micro_batch, value)
+        if stage < STAGES - 1:
+            operations.append(_send(rank, micro_batch, value))
+    return tuple(operations)
+
+
+def _recv(rank: int, micro_batch: int, value: str) -> Recv:
+    return Recv(
+        reads=(),
+        writes=(value,),
+        layer=0,
+        micro_batch=micro_batch,
+        source=rank - TENSOR,
+        tag=micro_batch,
+        num_bytes=HIDDEN_BYTES,
+        shape=(1,),
+        dtype="bf16",
+    )
+
+
+def _send(rank: int, micro_batch: int, value: str) -> Send:
+    return Send(
+        reads=(value,),
+        writes=(),
+        layer=0,
+        micro_batch=micro_batch,
+        to=rank + TENSOR,
+        tag=micro_batch,
+        num_bytes=HIDDEN_BYTES,
+    )
+
+
+def _layer(operations: list[Operation], rank: int, layer: int, micro_batch: int, value: str) -> str:
+    """5 kernels, all-reduce, 5 kernels, all-reduce; returns the name of the layer's output."""
+    group = tuple(range(rank // TENSOR * TENSOR, rank // TENSOR * TENSOR + TENSOR))
+    for part in range(2):
+        for step in range(5):
+            name = f"m{micro_batch}.l{layer}.{part}.{step}"
+            operations.append(
+                Add(reads=(value,), writes=(name,), layer=layer, micro_batch=micro_batch, num_tokens=1, width=1)
+            )
+            value = name
+        name = f"m{micro_batch}.l{layer}.{part}.sum"
+        operations.append(
+            Collective(
+                reads=(value,),
+                writes=(name,),
+                layer=layer,
+                micro_batch=micro_batch,
+                kind="all_reduce",
+                algorithm="ring",
+                ranks=group,
+                tag=(layer * 2 + part) * MICRO_BATCHES + micro_batch,
+                num_bytes=ALL_REDUCE_BYTES,
+                shape=(1,),
+                dtype="bf16",
+            )
+        )
+        value = name
+    return value
+
+
+def measure(replicas: int) -> dict[str, float]:
+    """One program size: CPU seconds of ``run`` and operations per second."""
+    built = program(replicas)
+    durations = [[COMPUTE_S] * len(operations) for operations in built.ranks]
+    machine = cluster(len(built.ranks))
+    before = time.process_time()
+    timeline = run(built, machine, durations)
+    seconds = time.process_time() - before
+    return {
+        "gpus": len(built.ranks),
+        "operations": built.num_operations,
+        "simulate_s": round(seconds, 3),
+        "operations_per_s": round(built.num_operations / seconds),
+        "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "step_s": timeline.duration_s,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="64 GPUs each")
+    options = parser.parse_args()
+    rows = []
+    for replicas in options.replicas:
+        rows.append(measure(replicas))
+        print(rows[-1], file=sys.stderr)
+    print(json.dumps(rows, indent=2) if options.json else "\n".join(str(row) for row in rows))
+
+
+if __name__ == "__main__":
+    main()
