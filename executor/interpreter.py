@@ -122,8 +122,8 @@ class Interpreter:
     def _one(self, operation: p.Operation, reads: list[Value], index: int) -> Sequence[Value | Waiting]:
         match operation:
             case p.Send():
-                value = _tensor(reads[0])
-                self.transport.send(operation, value if operation.rows is None else value[slice(*operation.rows)])
+                whole = _tensor(reads[0])
+                self.transport.send(operation, whole if operation.rows is None else whole[slice(*operation.rows)])
                 return ()
             case p.Recv():
                 return (Waiting(self.transport.receive(operation), index),)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from executor.weights import TORCH_DTYPES, Weights
+from executor.weights import SeededSource, Weights
 from simulator.model import Model
 from simulator.program import WeightSlice
 
@@ -34,8 +34,7 @@ class Reference:
         self, model: Model, *, seed: int = 0, dtype: str = "fp32", precision: torch.dtype = torch.float64
     ) -> None:
         self.model, self.precision = model, precision
-        self.weights = Weights(model, seed=seed, dtype=dtype, device=torch.device("cpu"))
-        assert dtype in TORCH_DTYPES
+        self.weights = Weights(SeededSource(model, seed), dtype=dtype, device=torch.device("cpu"))
 
     def logits(self, sequences: Sequence[Tensor], routing: Sequence[RoutingGroup] | None = None) -> Tensor:
         """Logits of each sequence's last token, [sequences, vocab]. ``routing`` None: every token routed together."""

@@ -13,7 +13,7 @@ from executor.cache import Cache
 from executor.clock import clock_for
 from executor.interpreter import Interpreter, Progress, Schedule, Transport, schedule
 from executor.operations import Rank, preload
-from executor.weights import TORCH_DTYPES, Weights
+from executor.weights import TORCH_DTYPES, SeededSource, Weights
 from simulator import program as p
 from simulator.errors import ExecutionError
 from simulator.model import Model
@@ -95,7 +95,7 @@ class Session:
         dtype = first.dtype
         self.backend: Backend = choose(device, TORCH_DTYPES[dtype], generation.model.head_dim)
         if weights is None:
-            weights = Weights(generation.model, seed=generation.seed, dtype=dtype, device=device)
+            weights = Weights(SeededSource(generation.model, generation.seed), dtype=dtype, device=device)
         rows = [
             count
             for program in generation.programs

@@ -8,6 +8,8 @@ with variance 1/inputs; norm vectors are 1 plus noise.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -29,11 +31,21 @@ TORCH_DTYPES = {
 }
 
 
-class Weights:
-    """Slices of a model's tensors on one device; each is made once."""
+class Source(Protocol):
+    """Where a model's tensors come from: seeded, a file, or noise for a stopwatch. Values on the CPU in fp32."""
 
-    def __init__(self, model: Model, *, seed: int, dtype: str, device: torch.device) -> None:
-        self.model, self.seed, self.device = model, seed, device
+    def matrix(self, part: WeightSlice) -> Tensor:
+        """[inputs, outputs]."""
+
+    def vector(self, name: str, start: int, stop: int) -> Tensor:
+        """Elements [start, stop) of a norm weight, or of a bias (``….bias``)."""
+
+
+class Weights:
+    """Slices of a source's tensors on one device; each is made once."""
+
+    def __init__(self, source: Source, *, dtype: str, device: torch.device) -> None:
+        self.source, self.device = source, device
         self.dtype = TORCH_DTYPES[dtype]
         self._matrices: dict[tuple[WeightSlice, ...], Tensor] = {}
         self._stacks: dict[tuple[tuple[WeightSlice, ...], ...], Tensor] = {}
@@ -43,24 +55,21 @@ class Weights:
     def matrix(self, slices: tuple[WeightSlice, ...]) -> Tensor:
         """The slices side by side: [k, n]."""
         if slices not in self._matrices:
-            parts = [self._slice(part) for part in slices]
+            parts = [self.source.matrix(part) for part in slices]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             self._matrices[slices] = whole.to(self.device, self.dtype)
         return self._matrices[slices]
 
     def vector(self, name: str, start: int, stop: int) -> Tensor:
-        """Elements [start, stop) of a norm weight, or of a bias (``….bias``)."""
         key = (name, start, stop)
         if key not in self._vectors:
-            noise = uniform(self.seed, name, (0, 1), (start, stop))[0]
-            value = noise * BIAS_SCALE if name.endswith(".bias") else 1 + noise * NORM_NOISE
-            self._vectors[key] = value.to(self.device, self.dtype)
+            self._vectors[key] = self.source.vector(name, start, stop).to(self.device, self.dtype)
         return self._vectors[key]
 
     def stack(self, slices: tuple[tuple[WeightSlice, ...], ...]) -> Tensor:
         """[len(slices), k, n]: one matrix each, e.g. a rank's experts."""
         if slices not in self._stacks:
-            parts = [torch.cat([self._slice(part) for part in one], dim=1) for one in slices]
+            parts = [torch.cat([self.source.matrix(part) for part in one], dim=1) for one in slices]
             self._stacks[slices] = torch.stack(parts).to(self.device, self.dtype)
         return self._stacks[slices]
 
@@ -76,11 +85,23 @@ class Weights:
         held = [*self._matrices.values(), *self._stacks.values(), *self._biases.values(), *self._vectors.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
 
-    def _slice(self, part: WeightSlice) -> Tensor:
-        """[inputs, outputs] in fp32; a tied ``lm_head`` is ``embed`` transposed."""
+
+@dataclass(frozen=True, slots=True)
+class SeededSource:
+    """The endless supply: every element is a function of (seed, tensor, row, column)."""
+
+    model: Model
+    seed: int = 0
+
+    def matrix(self, part: WeightSlice) -> Tensor:
+        """A tied ``lm_head`` is ``embed`` transposed."""
         if part.name == "lm_head" and self.model.tie_word_embeddings:
             return uniform(self.seed, "embed", part.outputs, part.inputs).T * self._scale("embed")
         return uniform(self.seed, part.name, part.inputs, part.outputs) * self._scale(part.name)
+
+    def vector(self, name: str, start: int, stop: int) -> Tensor:
+        noise = uniform(self.seed, name, (0, 1), (start, stop))[0]
+        return noise * BIAS_SCALE if name.endswith(".bias") else 1 + noise * NORM_NOISE
 
     def _scale(self, name: str) -> float:
         """√3/√inputs: a uniform [−1, 1) times √3 has variance 1, a sum of ``inputs`` of them then has variance 1."""

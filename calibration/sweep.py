@@ -1,0 +1,233 @@
+"""Sweep: times this machine's kernels, cores, messages and collectives with the executor's own operations.
+
+    calibrate_cpu(budget_s)  →  Sweep  →  cpu_profile(sweep)
+    calibrate_cuda(budget_s) →  rows for fit_profile
+
+Kernels are timed one at a time on an idle world, worlds of two to four ranks afterwards. Shapes come class by class in
+turn and in seeded order, so that a small budget still covers every class. ``hints`` (the kernels of a plan) go first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product, zip_longest
+
+import numpy as np
+
+from calibration.fit import FitOptions, fit_profile
+from calibration.rows import TimedRow
+from calibration.transfers import collective_curves
+from simulator.cluster import Gpu
+from simulator.host import Host
+from simulator.kernel import (
+    AttentionDecode,
+    AttentionPrefill,
+    ComputeKernel,
+    Gemm,
+    GroupCollective,
+    Kernel,
+    Memory,
+    Moe,
+    flops,
+)
+from simulator.profile import Profile, SendRecv
+
+OnProgress = Callable[[str, float], None]
+"""(what is being measured, share done of the whole)."""
+
+SOURCE = "timed by attnplan on this machine"
+CPU_RANKS = 4
+KERNEL_SHARE = 0.6  # of the budget; the rest starts the processes and times worlds
+CPU_MAX_FLOP = 2e9  # some 40 ms on one core
+CUDA_MAX_FLOP = 2e13
+CPU_MATRICES = ((64, 256), (128, 256), (256, 256), (512, 256), (1024, 256), (256, 128), (256, 512), (256, 1024),
+                (512, 512), (1024, 1024), (2048, 512), (512, 2048), (4096, 1024))  # fmt: skip
+CUDA_MATRICES = tuple((n, k) for n in (512, 1536, 4096, 16384) for k in (512, 2048, 4096, 16384))
+CPU_HEADS = ((1, 1, 32), (2, 1, 32), (4, 2, 32), (8, 4, 32), (2, 2, 64), (8, 8, 64), (8, 2, 64))
+CUDA_HEADS = ((1, 1, 128), (4, 1, 128), (4, 4, 128), (8, 8, 128), (32, 8, 128), (32, 32, 128))
+MEMORY_KINDS = ("norm", "rope", "copy", "merge", "activation", "add", "embed", "dispatch", "sample")
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """What a calibration measured: timed rows, the device as found, and what its ranks share."""
+
+    rows: tuple[TimedRow, ...]
+    gpu: Gpu
+    host: Host | None = None
+    send_recv: SendRecv | None = None
+
+
+def calibrate_cpu(
+    budget_s: float = 50.0,
+    *,
+    dtype: str = "fp32",
+    hints: Sequence[ComputeKernel] = (),
+    on_progress: OnProgress | None = None,
+) -> Sweep:
+    """Time this machine's CPU as worlds of one-threaded ranks see it, in about ``budget_s`` seconds."""
+    from executor.environment import cpu_name, usable_cores
+    from executor.supervisor import Supervisor
+    from executor.timing import time_kernels
+
+    note = on_progress or (lambda what, share: None)
+    began_s = time.monotonic()
+    note("starting processes", 0.0)
+    with Supervisor(CPU_RANKS, timeout_s=max(60.0, budget_s)) as world:
+        deadline_s = KERNEL_SHARE * budget_s - (time.monotonic() - began_s)
+        kernels = cpu_kernels(dtype, hints)
+
+        def watch() -> None:
+            spent = min(1.0, (time.monotonic() - began_s) / budget_s)
+            note(f"kernels: {world.progress.read(0).index} shapes timed", spent)
+
+        seconds = world.run(time_kernels, kernels, dtype, deadline_s, watch=watch)[0]
+        timed = tuple(TimedRow(k, s, SOURCE) for k, s in zip(kernels, seconds, strict=False))
+        note("cores, messages and collectives", KERNEL_SHARE)
+        left_s = budget_s - (time.monotonic() - began_s)
+        host, send_recv, collectives = _time_world(world, usable_cores(), left_s, note)
+    rows = (*timed, *(TimedRow(k, s, SOURCE) for k, s in collectives))
+    note("done", 1.0)
+    return Sweep(rows, cpu_device(cpu_name(), rows), host, send_recv)
+
+
+def _time_world(
+    world: object, cores: int, left_s: float, note: OnProgress
+) -> tuple[Host, SendRecv, list[tuple[Kernel, float]]]:
+    from executor import world_timing as timing
+    from executor.supervisor import Supervisor
+
+    assert isinstance(world, Supervisor)
+    loaded_s = max(0.3, min(1.0, left_s / 12))
+    capacity = timing.core_capacity(world, cores, loaded_s)
+    bandwidth = timing.memory_bandwidth_bytes_per_s(world, cores, loaded_s)
+    times = timing.time_messages(world)
+    latency_s, bytes_per_s = timing.latency_and_bandwidth(times)
+    host = Host(
+        core_capacity=capacity,
+        transfer_core_s_per_byte=timing.core_s_per_byte(times),
+        transfer_latency_s=latency_s,
+        memory_bandwidth_bytes_per_s=bandwidth,
+    )
+    found: list[tuple[Kernel, float]] = []
+    for kind in ("all_reduce", "all_gather", "all_to_all", "reduce_scatter"):
+        for num_ranks in range(2, CPU_RANKS + 1):
+            note(f"{kind} of {num_ranks} ranks", 0.9)
+            found.extend(timing.time_collective(world, kind, num_ranks))
+    measured = SendRecv(
+        latency_s=latency_s,
+        bandwidth_bytes_per_s=bytes_per_s,
+        tag="measured",
+        source=f"{SOURCE}: ping-pong of two ranks",
+    )
+    return host, measured, found
+
+
+def calibrate_cuda(
+    budget_s: float = 120.0,
+    *,
+    dtype: str = "bf16",
+    hints: Sequence[ComputeKernel] = (),
+    on_progress: OnProgress | None = None,
+) -> tuple[TimedRow, ...]:
+    """Time the current CUDA device, in this process. Collectives need several GPUs: import nccl-tests' logs."""
+    import torch
+
+    from executor.timing import time_kernel
+
+    note = on_progress or (lambda what, share: None)
+    device, rows, began_s = torch.device("cuda"), [], time.monotonic()
+    for kernel in _in_turn(cuda_kernels(dtype), CUDA_MAX_FLOP, hints):
+        spent_s = time.monotonic() - began_s
+        if spent_s > budget_s:
+            break
+        note(f"kernels: {len(rows)} shapes timed", spent_s / budget_s)
+        try:
+            rows.append(TimedRow(kernel, time_kernel(kernel, device, dtype=dtype), SOURCE))
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+    return tuple(rows)
+
+
+def cpu_kernels(dtype: str, hints: Sequence[ComputeKernel] = ()) -> tuple[ComputeKernel, ...]:
+    """Shapes of the size that CPU ranks finish in milliseconds."""
+    attention = [
+        AttentionPrefill(batch, seq_q, seq_q + past * seq_q, *heads, causal, 0, dtype)
+        for batch, seq_q, past, heads, causal in product(
+            (1, 2), (32, 64, 128, 256, 512, 1024), (0, 1, 3), CPU_HEADS, (True, True, False)
+        )
+    ]
+    decode = [
+        AttentionDecode(batch, context, *heads, 0, dtype)
+        for batch, context, heads in product((1, 2, 4, 8), (64, 256, 1024, 4096), CPU_HEADS)
+    ]
+    gemm = [Gemm(m, n, k, dtype) for m in (1, 2, 4, 16, 64, 128, 256, 512, 1024, 2048) for n, k in CPU_MATRICES]
+    moe = [
+        Moe(tokens, 256, inter, 2, 8, 1, ep, "balanced", True, dtype)
+        for tokens, inter, ep in product((2, 16, 128, 512), (256, 512), (1, 2, 4))
+    ]
+    memory = [Memory(kind, num_bytes) for kind in MEMORY_KINDS for num_bytes in (2**12, 2**15, 2**18, 2**21, 2**23)]
+    return tuple(_in_turn((gemm, attention, decode, memory, moe), CPU_MAX_FLOP, hints))
+
+
+def cuda_kernels(dtype: str) -> tuple[list[ComputeKernel], ...]:
+    """Shapes of one GPU's share of a large model."""
+    gemm = [
+        Gemm(m, n, k, dtype)
+        for m in (1, 8, 32, 128, 512, 1024, 2048, 4096, 8192, 16384, 65536)
+        for n, k in CUDA_MATRICES
+    ]
+    attention = [
+        AttentionPrefill(batch, seq_q, seq_q + past * seq_q, *heads, True, 0, dtype)
+        for batch, seq_q, past, heads in product(
+            (1, 4), (128, 512, 1024, 2048, 4096, 8192, 16384), (0, 1, 3), CUDA_HEADS
+        )
+    ]
+    decode = [
+        AttentionDecode(batch, context, *heads, 0, dtype)
+        for batch, context, heads in product((1, 8, 32, 128, 256), (512, 2048, 8192, 32768), CUDA_HEADS)
+    ]
+    moe = [
+        Moe(tokens, 4096, inter, 2, 8, 1, ep, "balanced", True, dtype)
+        for tokens, inter, ep in product((16, 128, 1024, 8192), (2048, 14336), (1, 2, 4, 8))
+    ]
+    memory = [Memory(kind, num_bytes) for kind in MEMORY_KINDS for num_bytes in (2**16, 2**20, 2**24, 2**27, 2**30)]
+    return (gemm, attention, decode, memory, moe)  # type: ignore[return-value]
+
+
+def _in_turn(
+    classes: Sequence[Sequence[ComputeKernel]], max_flop: float, hints: Sequence[ComputeKernel]
+) -> Iterator[ComputeKernel]:
+    """Hints, then one shape of each class after another; no shape twice, none beyond ``max_flop``."""
+    generator = np.random.default_rng(0)
+    shuffled = [[shapes[i] for i in generator.permutation(len(shapes))] for shapes in classes]
+    seen: set[ComputeKernel] = set()
+    for kernel in (*hints, *(kernel for turn in zip_longest(*shuffled) for kernel in turn)):
+        if kernel is not None and kernel not in seen and flops(kernel) <= max_flop:
+            seen.add(kernel)
+            yield kernel
+
+
+def cpu_device(name: str, rows: Sequence[TimedRow]) -> Gpu:
+    """One core as measured: its best GEMM rate, its best streaming rate and the memory it may use."""
+    rates = [flops(row.kernel) / row.seconds for row in rows if isinstance(row.kernel, Gemm)]
+    streams = [row.kernel.bytes_moved / row.seconds for row in rows if isinstance(row.kernel, Memory)]
+    return Gpu(
+        name="cpu-core",
+        kind="cpu",
+        compute_flop_per_s=max(rates, default=1e9),
+        memory_bandwidth_bytes_per_s=max(streams, default=1e9),
+        memory_bytes=2**31,
+        num_sms=1,
+        source=f"{SOURCE} ({name}): best rates seen, one thread",
+    )
+
+
+def cpu_profile(sweep: Sweep, *, name: str = "local-cpu") -> Profile:
+    """The profile of a CPU sweep, with what its ranks share."""
+    options = replace(FitOptions(), name=name, source=SOURCE, host_launch_s=0.0, tag="fitted")
+    profile = fit_profile(sweep.rows, sweep.gpu, options)
+    curves = collective_curves([row for row in sweep.rows if isinstance(row.kernel, GroupCollective)], "measured")
+    return profile.model_copy(update={"host": sweep.host, "send_recv": sweep.send_recv, "collectives": curves})

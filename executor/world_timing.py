@@ -1,0 +1,184 @@
+"""World timing: what ranks of one machine cost each other — cores under load, messages, collectives.
+
+Runs on a supervisor's world through the transport that programs use, so the interpreter's own costs are inside.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from executor.progress import State
+from executor.supervisor import Supervisor
+from executor.timing import Bench, calls_of
+from executor.worker import Worker
+from executor.world import DistributedTransport
+from simulator import program as p
+from simulator.kernel import ComputeKernel, Gemm, GroupCollective, Memory
+from simulator.units import MiB
+
+LOAD_KERNEL = Gemm(256, 512, 512, "fp32")
+STREAM_BYTES = 48 * MiB  # far beyond a cache
+MESSAGE_BYTES = tuple(2**power for power in (12, 15, 18, 20, 22))
+COLLECTIVE_BYTES = tuple(2**power for power in (12, 15, 18, 20, 22))
+LARGE_BYTES = 2**20  # from here on a message is all bandwidth
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Calls a second that each of ``ranks`` ranks finished while all of them worked."""
+
+    ranks: int
+    calls_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MessageTime:
+    """One way, from the send to the value in hand; core seconds of both ends together."""
+
+    num_bytes: int
+    seconds: float
+    core_s: float
+
+
+def load(worker: Worker, kernel: ComputeKernel, num_busy: int, duration_s: float) -> float:
+    """Job: the first ``num_busy`` ranks run the kernel at once; each one's calls a second."""
+    worker.progress.note(State.RUNNING)
+    rank = worker.world.rank
+    with torch.inference_mode():
+        calls = calls_of(kernel, Bench(torch.device("cpu"), "fp32")) if rank < num_busy else []
+        for call in calls:
+            call()
+        worker.world.barrier()
+        began_s, done = time.perf_counter(), 0
+        while calls and time.perf_counter() - began_s < duration_s:
+            calls[done % len(calls)]()
+            done += 1
+        return done / (time.perf_counter() - began_s) if calls else 0.0
+
+
+def messages(worker: Worker, sizes: Sequence[int], round_trips: int) -> list[MessageTime]:
+    """Job: ranks 0 and 1 send values of each size to and fro."""
+    rank, transport = worker.world.rank, DistributedTransport(worker.world)
+    found = []
+    for tag, size in enumerate(sizes):
+        worker.progress.note(State.RUNNING, tag)
+        value = torch.ones(size // 4)
+        place = {"layer": 0, "micro_batch": 0, "tag": tag, "num_bytes": size}
+        send = p.Send(reads=("x",), writes=(), to=1 - rank, **place)
+        receive = p.Recv(reads=(), writes=("y",), source=1 - rank, shape=tuple(value.shape), dtype="fp32", **place)
+        worker.world.barrier()
+        if rank > 1:
+            continue
+        transport.begin([receive] * (round_trips + 1))
+        times, core_s = [], 0.0
+        for trip in range(round_trips + 1):
+            began_s, began_core_s = time.perf_counter(), time.process_time()
+            if rank == 0:
+                transport.send(send, value)
+            value = transport.receive(receive).wait()
+            if rank == 1:
+                transport.send(send, value)
+            if trip:
+                times.append((time.perf_counter() - began_s) / 2)
+                core_s += time.process_time() - began_core_s
+        transport.finish()
+        found.append(MessageTime(size, median(times), core_s / (2 * round_trips)))
+    return found
+
+
+def collectives(worker: Worker, kind: p.CollectiveKind, ranks: tuple[int, ...], sizes: Sequence[int]) -> list[float]:
+    """Job: seconds of a collective of ``ranks`` at each size (nccl-tests' bytes)."""
+    groups = worker.world.groups
+    groups.setdefault(tuple(range(worker.world.size)), None)
+    if ranks not in groups:
+        groups[ranks] = dist.new_group(list(ranks))
+    found = []
+    for tag, size in enumerate(sizes):
+        worker.progress.note(State.RUNNING, tag)
+        worker.world.barrier()
+        if worker.world.rank in ranks:
+            found.append(_collective_seconds(worker, kind, ranks, size))
+    return found
+
+
+def _collective_seconds(worker: Worker, kind: p.CollectiveKind, ranks: tuple[int, ...], size: int) -> float:
+    rows = max(1, size // (4 * 256 * len(ranks))) * len(ranks)
+    shape = (rows // len(ranks), 256) if kind == "all_gather" else (rows, 256)
+    operation = p.Collective(
+        reads=("x",), writes=("y",), layer=0, micro_batch=0, kind=kind, algorithm="auto", ranks=ranks, tag=0,
+        num_bytes=rows * 1024, shape=shape, dtype="fp32",
+    )  # fmt: skip
+    transport, value = DistributedTransport(worker.world), torch.ones(shape)
+    times = []
+    for _ in range(4 + (8 if size < LARGE_BYTES else 2)):
+        began_s = time.perf_counter()
+        transport.collective(operation, value).wait()
+        times.append(time.perf_counter() - began_s)
+    return median(times[2:])
+
+
+def time_load(world: Supervisor, kernel: ComputeKernel, counts: Sequence[int], duration_s: float) -> list[Load]:
+    """Throughput of a kernel with more and more ranks at it."""
+    loads = []
+    for count in counts:
+        rates = world.run(load, kernel, count, duration_s)
+        loads.append(Load(count, sum(rates) / count))
+    return loads
+
+
+def core_capacity(world: Supervisor, cores: int, duration_s: float) -> float:
+    """Cores' worth of work all ranks do together, in units of one undisturbed rank."""
+    alone, together = time_load(world, LOAD_KERNEL, (1, min(world.size, cores)), duration_s)
+    return max(1.0, min(float(cores), together.ranks * together.calls_per_s / alone.calls_per_s))
+
+
+def memory_bandwidth_bytes_per_s(world: Supervisor, cores: int, duration_s: float) -> float:
+    """The most that one or several ranks stream together."""
+    kernel = Memory("add", STREAM_BYTES)
+    counts = sorted({1, min(world.size, cores)})
+    loads = time_load(world, kernel, counts, duration_s)
+    return max(item.ranks * item.calls_per_s for item in loads) * STREAM_BYTES
+
+
+def time_messages(world: Supervisor, sizes: Sequence[int] = MESSAGE_BYTES, round_trips: int = 10) -> list[MessageTime]:
+    """Both ends' view of a message of each size: the mean time, the sum of core seconds."""
+    first, second, *_ = world.run(messages, tuple(sizes), round_trips)
+    return [
+        MessageTime(a.num_bytes, (a.seconds + b.seconds) / 2, a.core_s + b.core_s)
+        for a, b in zip(first, second, strict=True)
+    ]
+
+
+def latency_and_bandwidth(times: Sequence[MessageTime]) -> tuple[float, float]:
+    """α and β of t = α + bytes/β, by least squares of relative errors."""
+    size = np.array([item.num_bytes for item in times], dtype=np.float64)
+    seconds = np.array([item.seconds for item in times])
+    design = np.stack([1 / seconds, size / seconds], axis=1)
+    latency_s, inverse = np.linalg.lstsq(design, np.ones(len(size)), rcond=None)[0]
+    smallest = float(seconds.min())
+    return min(max(float(latency_s), 0.1 * smallest), smallest), 1.0 / max(float(inverse), 1e-12)
+
+
+def core_s_per_byte(times: Sequence[MessageTime]) -> float:
+    """Core time of a byte at one end, from the large messages."""
+    large = [item for item in times if item.num_bytes >= LARGE_BYTES]
+    return median(item.core_s / item.num_bytes / 2 for item in large)
+
+
+def time_collective(
+    world: Supervisor, kind: p.CollectiveKind, num_ranks: int, sizes: Sequence[int] = COLLECTIVE_BYTES
+) -> list[tuple[GroupCollective, float]]:
+    """(collective, seconds of the slowest rank) at each size."""
+    answers = world.run(collectives, kind, tuple(range(num_ranks)), tuple(sizes))
+    slowest = [max(times) for times in zip(*(answer for answer in answers if answer), strict=True)]
+    rows = [max(1, size // (1024 * num_ranks)) * num_ranks * 1024 for size in sizes]
+    return [
+        (GroupCollective(kind, num_bytes, num_ranks), seconds) for num_bytes, seconds in zip(rows, slowest, strict=True)
+    ]
