@@ -157,7 +157,7 @@ def _fan_out(
             index, part = group[0]
             parts[index].append((draft.move(source, part, needs[index].rank), part))
             continue
-        leader = needs[group[turn % len(group)][0]].rank
+        leader = _leader(needs, group, turn)
         copy = draft.move(source, _union(group), leader)
         _deliver(draft, parts, needs, copy, leader, group)
 
@@ -190,7 +190,7 @@ def _chain(
         for group in _by_columns(receivers):
             chains.setdefault((source, group[0][1].columns), []).append(group)
     for (source, columns), groups in chains.items():
-        groups.sort(key=lambda group: (-_size(_union(group)), group[0][0]))
+        groups.sort(key=lambda group: (-_size(_union(group)), -group[0][0]))
         everything = union([_union(group).block for group in groups])
         for piece in split_block(everything, chunks):
             _chain_piece(draft, parts, needs, source, Tile(columns, piece), groups)
@@ -214,9 +214,14 @@ def _chain_piece(
             for index, part in groups[hop]
             if not is_empty(intersect(piece.block, part.block))
         ]
-        leader = needs[groups[hop][source % len(groups[hop])][0]].rank
+        leader = _leader(needs, groups[hop], source)
         copy = draft.move(copy, onward, leader)
         _deliver(draft, parts, needs, copy, leader, group)
+
+
+def _leader(needs: tuple[Holding, ...], group: list[tuple[int, Tile]], turn: int) -> int:
+    """Counted from the last: under a causal mask the last ranks need every piece, so leaders stay the same."""
+    return needs[group[-1 - turn % len(group)][0]].rank
 
 
 def _size(tile: Tile) -> int:
