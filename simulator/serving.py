@@ -1,0 +1,308 @@
+"""Serving: requests through the resource manager, prefill batches and continuous decode, on a clock of picoseconds.
+
+Base groups are identical replicas and share one queue, first come, first served. Between two steps a group admits what
+has arrived and fits, as one prefill step; otherwise it decodes one token of everything it runs. Every step asks the
+resource manager for its share of the pool. A step's duration comes from a callable:
+
+    step_time(phase, batch, tokens, pool_gpus) -> seconds
+        prefill: ``batch`` prompts of ``tokens`` tokens; decode: the token number ``tokens`` (0-based) of ``batch``
+        sequences. A batch of unequal lengths is timed at their mean, rounded up (exact where time is linear in
+        length; attention's square makes it an underestimate), or at their longest if ``Batching.padded``.
+
+What it ignores: chunked prefill, preemption, prefix sharing, and separate prefill and decode groups. A prefill stalls
+its group's decodes. Prefill yields the first output token, each decode step one more.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import simpy
+
+from simulator.clock import Clock, picoseconds
+from simulator.errors import InfeasibleError, ProfileError, SpecError
+from simulator.pool_policy import PoolRules
+from simulator.resource_manager import (
+    BatchEnded,
+    BatchFormed,
+    Change,
+    PoolEvent,
+    Start,
+    Tick,
+    decide,
+    idle_pool,
+    next_ps,
+)
+from simulator.served import Served, Usage
+from simulator.trace import Request
+from simulator.workload import Phase
+
+StepTime = Callable[[Phase, int, int, int], float]
+Process = Generator[simpy.Event, Any, None]
+UNLIMITED = 2**62
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """A base group's GPUs and limits. A request occupies prompt + output tokens of KV cache from its prefill on."""
+
+    base_gpus: int
+    prefill_batch: int = 1
+    decode_batch: int = 32
+    kv_capacity_tokens: int | None = None
+    padded: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("base_gpus", "prefill_batch", "decode_batch"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"batching: {name} {getattr(self, name)} must be at least 1")
+
+
+def serve(
+    requests: Sequence[Request], step_time: StepTime, batching: Batching, rules: PoolRules | None = None
+) -> Served:
+    """Every request to its last token. InfeasibleError if one exceeds the KV cache alone."""
+    if not requests:
+        raise SpecError("serving: no request; give at least one")
+    for number, request in enumerate(requests):
+        if request.prompt_tokens < 1 or request.output_tokens < 1 or request.arrival_s < 0:
+            raise SpecError(f"serving: request {number} is {request}; needs ≥ 1 prompt and output token, arrival ≥ 0")
+        size = request.prompt_tokens + request.output_tokens
+        if batching.kv_capacity_tokens is not None and size > batching.kv_capacity_tokens:
+            raise InfeasibleError(
+                f"serving: request {number} needs {size} tokens of KV cache, a group has {batching.kv_capacity_tokens}"
+            )
+    return Run(requests, step_time, batching, rules or PoolRules()).play()
+
+
+class Batch:
+    """What a group decodes. A request's context is its ``base`` + the group's decode steps so far."""
+
+    __slots__ = ("bases", "ends", "kv_tokens", "steps", "sum_bases")
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self.sum_bases = 0
+        self.kv_tokens = 0
+        self.bases: dict[int, int] = {}
+        self.ends: list[tuple[int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self.bases)
+
+    def add(self, index: int, request: Request) -> None:
+        self.bases[index] = request.prompt_tokens - self.steps
+        self.sum_bases += self.bases[index]
+        self.kv_tokens += request.prompt_tokens + request.output_tokens
+        heapq.heappush(self.ends, (self.steps + request.output_tokens - 1, index))
+
+    def pop_finished(self, requests: Sequence[Request]) -> list[int]:
+        finished = []
+        while self.ends and self.ends[0][0] <= self.steps:
+            index = heapq.heappop(self.ends)[1]
+            self.sum_bases -= self.bases.pop(index)
+            self.kv_tokens -= requests[index].prompt_tokens + requests[index].output_tokens
+            finished.append(index)
+        return finished
+
+    @property
+    def longest(self) -> int:
+        return max(self.bases.values()) + self.steps
+
+    @property
+    def mean(self) -> int:
+        return math.ceil(self.sum_bases / len(self.bases)) + self.steps
+
+
+class Run:
+    """The state of one run. ``max_burst``: decode steps taken as one event while nothing can intervene."""
+
+    def __init__(
+        self,
+        requests: Sequence[Request],
+        step_time: StepTime,
+        batching: Batching,
+        rules: PoolRules,
+        max_burst: int = UNLIMITED,
+    ) -> None:
+        arrivals = [picoseconds(request.arrival_s) for request in requests]
+        self.order = sorted(range(len(requests)), key=arrivals.__getitem__)
+        self.requests, self.arrival_ps = requests, arrivals
+        self.step_time, self.batching, self.rules, self.max_burst = step_time, batching, rules, max_burst
+        self.clock = Clock()
+        self.head = 0
+        self.unfinished = len(requests)
+        self.prefill_ps, self.first_ps, self.finish_ps, self.group = ([-1] * len(requests) for _ in range(4))
+        self.known: dict[tuple[Phase, int, int, int], int] = {}
+        self.pool = idle_pool(rules)
+        self.ticks: set[int] = set()
+        self.starts: dict[int, Start] = {}
+        self.doors: dict[int, simpy.Event] = {}
+        self.changes: list[Change] = []
+        self.usage = Usage()
+        self.counted_ps = 0
+
+    def play(self) -> Served:
+        for group in range(self.rules.num_groups):
+            self.clock.process(self._group(group))
+        self.clock.run()
+        assert self.unfinished == 0, f"{self.unfinished} requests were lost"
+        assert min(self.finish_ps) >= 0, "a request was finished twice, another never"
+        return Served(
+            arrival_ps=np.array(self.arrival_ps, dtype=np.int64),
+            prefill_ps=np.array(self.prefill_ps, dtype=np.int64),
+            first_token_ps=np.array(self.first_ps, dtype=np.int64),
+            finish_ps=np.array(self.finish_ps, dtype=np.int64),
+            prompt_tokens=np.array([request.prompt_tokens for request in self.requests], dtype=np.int64),
+            output_tokens=np.array([request.output_tokens for request in self.requests], dtype=np.int64),
+            group=np.array(self.group, dtype=np.int64),
+            num_base_gpus=self.batching.base_gpus * self.rules.num_groups,
+            pool_gpus=self.rules.pool_gpus,
+            usage=self.usage,
+            changes=tuple(self.changes),
+        )
+
+    def _group(self, group: int) -> Process:
+        """A base group: prefill what can be admitted, else decode, else sleep until the next arrival."""
+        running = Batch()
+        while True:
+            admitted = self._admit(running)
+            if admitted:
+                yield from self._prefill(group, running, admitted)
+            elif running:
+                yield from self._decode(group, running)
+            else:
+                self._tell(Tick(self.clock.now_ps))
+                if self.head == len(self.order):
+                    return
+                yield self.clock.timeout(self.arrival_ps[self.order[self.head]] - self.clock.now_ps)
+
+    def _admit(self, running: Batch) -> list[int]:
+        """The next requests in the queue that fit, in order of arrival; the first that does not fit ends the batch."""
+        room = min(self.batching.prefill_batch, self.batching.decode_batch - len(running))
+        capacity = self.batching.kv_capacity_tokens
+        space = UNLIMITED if capacity is None else capacity - running.kv_tokens
+        admitted: list[int] = []
+        while self.head < len(self.order) and len(admitted) < room:
+            index = self.order[self.head]
+            request = self.requests[index]
+            space -= request.prompt_tokens + request.output_tokens
+            if self.arrival_ps[index] > self.clock.now_ps or space < 0:
+                break
+            admitted.append(index)
+            self.head += 1
+        return admitted
+
+    def _prefill(self, group: int, running: Batch, admitted: list[int]) -> Process:
+        prompts = [self.requests[index].prompt_tokens for index in admitted]
+        longest = max(prompts)
+        yield from self._ask(BatchFormed(self.clock.now_ps, group, "prefill", longest))
+        start = self.starts[group]
+        tokens = longest if self.batching.padded else math.ceil(sum(prompts) / len(prompts))
+        duration_ps = self._duration_ps("prefill", len(admitted), tokens, start.pool_gpus)
+        for index in admitted:
+            self.prefill_ps[index], self.group[index] = self.clock.now_ps, group
+            self.first_ps[index] = self.clock.now_ps + duration_ps
+        yield self.clock.timeout(duration_ps)
+        for index in admitted:
+            running.add(index, self.requests[index])
+        self._end("prefill", group, running, start, duration_ps, 1)
+
+    def _decode(self, group: int, running: Batch) -> Process:
+        longest = running.longest
+        yield from self._ask(BatchFormed(self.clock.now_ps, group, "decode", longest))
+        start = self.starts[group]
+        limit = self._burst(group, running, longest, start)
+        until_ps = self._until_ps(group, running)
+        tokens = longest if self.batching.padded else running.mean
+        elapsed_ps = num_steps = 0
+        while num_steps == 0 or (num_steps < limit and self.clock.now_ps + elapsed_ps < until_ps):
+            elapsed_ps += self._duration_ps("decode", len(running), tokens + num_steps, start.pool_gpus)
+            num_steps += 1
+        yield self.clock.timeout(elapsed_ps)
+        running.steps += num_steps
+        self._end("decode", group, running, start, elapsed_ps, num_steps)
+
+    def _burst(self, group: int, running: Batch, longest: int, start: Start) -> int:
+        """Decode steps in which the batch and its pool cannot change by themselves. One, if other groups may take
+        GPUs of this one's pool, or the request that blocks the queue, between any two steps."""
+        shared = self.rules.num_groups > 1 and (start.held_gpus > 0 or self._queue_waits(running))
+        if shared or start.held_gpus < start.want_gpus:
+            return 1
+        edge = self.rules.decode.steady_tokens(longest, self.rules.band)
+        steady = UNLIMITED if edge is None else edge - longest
+        return min(running.ends[0][0] - running.steps, steady, self.max_burst)
+
+    def _queue_waits(self, running: Batch) -> bool:
+        """A request has arrived, and only its KV cache keeps it out."""
+        room = len(running) < self.batching.decode_batch and self.head < len(self.order)
+        return room and self.arrival_ps[self.order[self.head]] <= self.clock.now_ps
+
+    def _until_ps(self, group: int, running: Batch) -> int:
+        """No step begins at or after this instant without asking again: an arrival may be admitted, a hold end."""
+        until_ps = UNLIMITED
+        room = len(running) < self.batching.decode_batch and self.head < len(self.order)
+        if room and not self._queue_waits(running):
+            until_ps = self.arrival_ps[self.order[self.head]]
+        lower_since_ps = self.pool.leases[group].lower_since_ps
+        if lower_since_ps is not None:
+            until_ps = min(until_ps, lower_since_ps + picoseconds(self.rules.hold_s))
+        return until_ps
+
+    def _end(self, phase: Phase, group: int, running: Batch, start: Start, elapsed_ps: int, num_steps: int) -> None:
+        """After a step (or several alike): count it, let finished requests go, tell the manager."""
+        self.usage.add(phase, num_steps, elapsed_ps, self.batching.base_gpus, start.pool_gpus)
+        self._tell(BatchEnded(self.clock.now_ps, group))
+        for index in running.pop_finished(self.requests):
+            self.finish_ps[index] = self.clock.now_ps
+            self.unfinished -= 1
+
+    def _ask(self, event: BatchFormed) -> Process:
+        """Until the manager lets the batch start and its GPUs are active."""
+        self.starts.pop(event.group, None)
+        self._tell(event)
+        if event.group not in self.starts:
+            door = self.doors[event.group] = simpy.Event(self.clock)
+            yield door
+        start = self.starts[event.group]
+        if start.ready_ps > self.clock.now_ps:
+            yield self.clock.timeout(start.ready_ps - self.clock.now_ps)
+        self.usage.stalled_ps += self.clock.now_ps - event.at_ps
+
+    def _tell(self, event: PoolEvent) -> None:
+        """Pass an event to the manager, act on its decisions, and see to it that it is woken."""
+        if self.unfinished:
+            self.usage.pool_held_gpu_ps += (self.clock.now_ps - self.counted_ps) * self.pool.held_gpus
+            self.counted_ps = self.clock.now_ps
+        self.pool, decisions = decide(self.pool, event, self.rules)
+        for decision in decisions:
+            if isinstance(decision, Start):
+                self.starts[decision.group] = decision
+                door = self.doors.pop(decision.group, None)
+                if door is not None:
+                    door.succeed()
+            else:
+                self.changes.append(decision)
+        due_ps = next_ps(self.pool, self.clock.now_ps, self.rules)
+        if due_ps is not None and due_ps not in self.ticks:
+            self.ticks.add(due_ps)
+            self.clock.after(due_ps - self.clock.now_ps, self._tick)
+
+    def _tick(self) -> None:
+        self.ticks.discard(self.clock.now_ps)
+        self._tell(Tick(self.clock.now_ps))
+
+    def _duration_ps(self, phase: Phase, batch: int, tokens: int, pool_gpus: int) -> int:
+        key = (phase, batch, tokens, pool_gpus)
+        duration_ps = self.known.get(key)
+        if duration_ps is None:
+            seconds = self.step_time(phase, batch, tokens, pool_gpus)
+            if not 0 < seconds < 1e6:
+                raise ProfileError(f"step_time{key} is {seconds} s; must be above 0 and below 1e6")
+            duration_ps = self.known[key] = max(1, picoseconds(seconds))
+        return duration_ps
