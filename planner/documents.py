@@ -1,0 +1,128 @@
+"""The FA Pool documents' own rules and metrics, as plain functions, beside what replaces them where they are wrong.
+
+What it models: the rules exactly as written (block size, GPU allocation, threshold, categories), their two metrics,
+and the metrics of attnplan (each defined here once). What it ignores: everything physical; see ``paper_*.py``.
+Source: FA Pool documents, methodology, keypoints and experiments.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+BASE_GPUS = 8  # "8 GPUs dedicated to base layer operations"
+MAX_POOL_GPUS = 32  # "Maximum GPUs: 32 additional GPUs"
+THRESHOLD_TOKENS = 4096  # "Sequence length ≥ 4096 tokens"
+POOL_STEPS = ((4096, 0), (8192, 8), (16384, 16), (32768, 24))  # (below this length, pool GPUs); else 32
+CATEGORY_EDGES = (("short", 512), ("medium", 2048), ("long", 8192), ("very long", 32768))
+"""Lower edges; half-open here, because the documents' ranges overlap at their edges."""
+
+
+def allocate_gpus(sequence_length: int) -> tuple[int, int]:
+    """(base GPUs, pool GPUs) of ``allocate_gpus`` in the documents, boundaries and all."""
+    for limit, pool_gpus in POOL_STEPS:
+        if sequence_length < limit:
+            return BASE_GPUS, pool_gpus
+    return BASE_GPUS, MAX_POOL_GPUS
+
+
+def activates_pool(sequence_lengths: Sequence[int], threshold_tokens: int = THRESHOLD_TOKENS) -> bool:
+    """The batch-level check: its longest sequence decides."""
+    return max(sequence_lengths) >= threshold_tokens
+
+
+def check_pool_size(pool_gpus: int) -> int:
+    """``pool_gpus``, or ValueError beyond the documents' maximum."""
+    if not 0 <= pool_gpus <= MAX_POOL_GPUS:
+        raise ValueError(f"pool of {pool_gpus} GPUs; the documents allow 0 to {MAX_POOL_GPUS}")
+    return pool_gpus
+
+
+def block_size(num_tokens: int, pool_gpus: int) -> int:
+    """b = ceil(n / p)."""
+    return -(-num_tokens // pool_gpus)
+
+
+def query_blocks(num_tokens: int, pool_gpus: int) -> tuple[tuple[int, int], ...]:
+    """[i·b, min((i+1)·b, n)) of every GPU that gets any query; fewer than p where b overshoots (n=5, p=4: 3)."""
+    size = block_size(num_tokens, pool_gpus)
+    return tuple((start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))
+
+
+def causal_pairs(start: int, stop: int) -> int:
+    """(query, key) pairs of queries [start, stop) under a causal mask: Σ (i+1) = (stop² + stop − start² − start)/2."""
+    return (stop * (stop + 1) - start * (start + 1)) // 2
+
+
+def causal_imbalance(num_tokens: int, pool_gpus: int) -> float:
+    """Largest over mean causal work of the documents' contiguous blocks; tends to 2 − 1/p.
+
+    The last of p equal blocks sees n²/p − n²/2p² pairs, the mean is n²/2p: the ratio is 2 − 1/p.
+    """
+    work = [causal_pairs(start, stop) for start, stop in query_blocks(num_tokens, pool_gpus)]
+    return max(work) * pool_gpus / sum(work)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The documents' three times at one length, in seconds."""
+
+    attention_s: float = 45e-3
+    feed_forward_s: float = 35e-3
+    communication_s: float = 8e-3
+    tokens: int = 4096
+
+
+def threshold_tokens(measured: Measured | None = None) -> float:
+    """The smallest t with Attention(t) > FFN(t) + Communication: quadratic, linear and linear through ``measured``.
+
+    a·(t/n)² = f·(t/n) + c·(t/n) → t = n·(f + c)/a; with 45, 35 and 8 ms at 4096: 4096·43/45 = 3914. The checklist's
+    3942 keeps communication constant: a·x² = f·x + c. That is the default reading here (8 ms is a latency-like
+    overhead "for 8 pool GPUs").
+    """
+    found = measured or Measured()
+    a, f, c = found.attention_s, found.feed_forward_s, found.communication_s
+    return found.tokens * (f + math.sqrt(f * f + 4 * a * c)) / (2 * a)
+
+
+def threshold_tokens_by_reading(measured: Measured | None = None) -> tuple[float, float, float]:
+    """(communication constant, communication linear, feed-forward and communication constant)."""
+    found = measured or Measured()
+    overhead = (found.feed_forward_s + found.communication_s) / found.attention_s
+    return threshold_tokens(found), found.tokens * overhead, found.tokens * math.sqrt(overhead)
+
+
+def category(num_tokens: int) -> str:
+    """The documents' length category, half-open; ValueError below 512 tokens."""
+    names = [name for name, lower in CATEGORY_EDGES if num_tokens >= lower]
+    if not names:
+        raise ValueError(f"{num_tokens} tokens lie below the documents' first category (512)")
+    return names[-1]
+
+
+def tokens_per_second_as_printed(num_tokens: int, tpot_s: float) -> float:
+    """n / TPOT in thousands: how the documents' TPS column follows from its TPOT column (two rows exactly)."""
+    return num_tokens / tpot_s / 1e3
+
+
+def tpot_s(token_times_s: Sequence[float]) -> float:
+    """attnplan's TPOT: (last − first token) / (tokens − 1). The first token's time is TTFT, not TPOT."""
+    if len(token_times_s) < 2:
+        raise ValueError("TPOT needs two output tokens")
+    return (token_times_s[-1] - token_times_s[0]) / (len(token_times_s) - 1)
+
+
+def ttft_s(arrival_s: float, token_times_s: Sequence[float]) -> float:
+    """attnplan's TTFT: first output token minus arrival."""
+    return token_times_s[0] - arrival_s
+
+
+def tps(input_tokens: int, output_tokens: int, duration_s: float) -> float:
+    """attnplan's TPS, and the experiments document's: (input + output tokens) / duration."""
+    return (input_tokens + output_tokens) / duration_s
+
+
+def amdahl_share(speed_up: float, gpus: int) -> float:
+    """The parallel share x that gives ``speed_up`` on ``gpus``: 1/(1−x+x/p) = s → x = (1 − 1/s)/(1 − 1/p)."""
+    return (1 - 1 / speed_up) / (1 - 1 / gpus)

@@ -1,0 +1,120 @@
+"""The documents' schemes and their rivals as placements, ranks numbered node by node.
+
+static(t, s)          the documents' baseline is TP 8 × PP 2
+fa_pool_as_written    contiguous query blocks, all heads and all of KV on every pool GPU
+fa_pool               the same pool as attnplan would run it: heads × query blocks, equal causal work, chain multicast
+fa_pool_decode        KV partitioned over the pool: heads × KV blocks, merged by log-sum-exp
+context_parallel      TP 8 × CP 4: the strongest rival on 32 GPUs
+ma_separation         [3]*8 + [2]*4 heads on 12 GPUs, 16 experts on 4
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from planner.documents import BASE_GPUS
+from planner.documents_separation import distribute_heads
+from simulator.model import Model
+from simulator.placement import AttentionGrid, BlockRule, Exit, Multicast, Placement, Stage, even_split
+
+CHAIN_CHUNKS = 8
+
+
+def static(model: Model, tensor: int = 8, stages: int = 1, *, micro_batches: int = 1) -> Placement:
+    """TP × PP on ranks 0 … tensor·stages − 1."""
+    built, first = [], 0
+    for index, size in enumerate(even_split(model.num_layers, stages)):
+        ranks = tuple(range(index * tensor, (index + 1) * tensor))
+        built.append(
+            Stage(
+                first_layer=first,
+                last_layer=first + size,
+                attention_ranks=ranks,
+                grid=AttentionGrid(heads=even_split(model.num_attention_heads, tensor)),
+                feed_forward_ranks=ranks,
+                tensor_degree=tensor,
+            )
+        )
+        first += size
+    return Placement(name=f"tp{tensor}-pp{stages}", stages=tuple(built), micro_batches=micro_batches)
+
+
+@dataclass(frozen=True, slots=True)
+class Transfers:
+    """How a pool cuts queries and receives them."""
+
+    block_rule: BlockRule = "sqrt"
+    kv_multicast: Multicast = "chain"
+    transfer_chunks: int = CHAIN_CHUNKS
+    micro_batches: int = 1
+
+
+def _pool(model: Model, name: str, grid: AttentionGrid, transfers: Transfers) -> Placement:
+    stage = Stage(
+        first_layer=0,
+        last_layer=model.num_layers,
+        attention_ranks=tuple(range(BASE_GPUS, BASE_GPUS + grid.num_ranks)),
+        grid=grid,
+        feed_forward_ranks=tuple(range(BASE_GPUS)),
+        tensor_degree=BASE_GPUS,
+    )
+    return Placement(
+        name=name,
+        stages=(stage,),
+        block_rule=transfers.block_rule,
+        micro_batches=transfers.micro_batches,
+        kv_multicast=transfers.kv_multicast,
+        transfer_chunks=transfers.transfer_chunks,
+    )
+
+
+def fa_pool_as_written(model: Model, pool_gpus: int) -> Placement:
+    """b = ceil(n/p) query rows a GPU, full K and V sent to each one."""
+    grid = AttentionGrid(heads=(model.num_attention_heads,), query_blocks=pool_gpus)
+    return _pool(model, f"fa-pool-{pool_gpus}-as-written", grid, Transfers("contiguous", "direct", 1))
+
+
+def fa_pool(model: Model, pool_gpus: int, *, micro_batches: int = 1) -> Placement:
+    """8 head groups × p/8 query blocks of equal causal work; base GPU g feeds the pool GPUs of head group g."""
+    heads = even_split(model.num_attention_heads, BASE_GPUS)
+    grid = AttentionGrid(heads=heads, query_blocks=pool_gpus // BASE_GPUS)
+    return _pool(model, f"fa-pool-{pool_gpus}", grid, Transfers(micro_batches=micro_batches))
+
+
+def fa_pool_decode(model: Model, pool_gpus: int, *, head_groups: int = BASE_GPUS) -> Placement:
+    """Head groups × KV blocks; ``head_groups`` 1 is a pure KV split, every pool GPU with all heads."""
+    heads = even_split(model.num_attention_heads, head_groups)
+    grid = AttentionGrid(heads=heads, kv_blocks=pool_gpus // head_groups)
+    return _pool(model, f"fa-pool-decode-{pool_gpus}-{head_groups}", grid, Transfers("sqrt", "direct", 1))
+
+
+def context_parallel(model: Model, tensor: int = 8, replicas: int = 4, *, ring: bool = False) -> Placement:
+    """TP inside a node, token blocks over nodes, zigzag; KV gathered, or passed round a ring."""
+    grid = AttentionGrid(heads=even_split(model.num_attention_heads, tensor), query_blocks=replicas)
+    stage = Stage(
+        first_layer=0,
+        last_layer=model.num_layers,
+        attention_ranks=tuple(replica * tensor + shard for shard in range(tensor) for replica in range(replicas)),
+        grid=grid,
+        feed_forward_ranks=tuple(range(tensor * replicas)),
+        tensor_degree=tensor,
+    )
+    name = f"tp{tensor}-cp{replicas}" + ("-ring" if ring else "")
+    return Placement(name=name, stages=(stage,), block_rule="zigzag", kv_ring=ring)
+
+
+def ma_separation(
+    model: Model, attention_gpus: int = 12, moe_gpus: int = 4, *, exit: Exit = "all_reduce_broadcast"
+) -> Placement:
+    """Whole heads on the first ranks, whole experts on the next; tokens are cut evenly (contiguous)."""
+    stage = Stage(
+        first_layer=0,
+        last_layer=model.num_layers,
+        attention_ranks=tuple(range(attention_gpus)),
+        grid=AttentionGrid(heads=distribute_heads(model.num_attention_heads, attention_gpus)),
+        feed_forward_ranks=tuple(range(attention_gpus, attention_gpus + moe_gpus)),
+        tensor_degree=moe_gpus if exit == "all_reduce_broadcast" else 1,
+        projections="attention",
+    )
+    name = f"ma-{attention_gpus}-{moe_gpus}-{exit}"
+    return Placement(name=name, stages=(stage,), exit=exit, block_rule="contiguous")
