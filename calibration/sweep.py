@@ -138,7 +138,8 @@ def calibrate_cuda(
     from executor.timing import time_kernel
 
     note = on_progress or (lambda what, share: None)
-    device, rows, began_s = torch.device("cuda"), [], time.monotonic()
+    device, began_s = torch.device("cuda"), time.monotonic()
+    rows: list[TimedRow] = []
     for kernel in _in_turn(cuda_kernels(dtype), CUDA_MAX_FLOP, hints):
         spent_s = time.monotonic() - began_s
         if spent_s > budget_s:

@@ -99,7 +99,7 @@ class Interpreter:
             reads = [self._value(values, name, spans) for name in operation.reads if not name.startswith("cache.")]
             self.progress.running(index)
             start = mark()
-            written = self._one(operation, reads, index)
+            written = self._one(operation, reads, index, plan.freed[index])
             spans[index] = (start, mark())
             values.update(zip(operation.writes, written, strict=False))
             for name in plan.freed[index]:
@@ -119,7 +119,9 @@ class Interpreter:
         values[name] = arrived
         return arrived
 
-    def _one(self, operation: p.Operation, reads: list[Value], index: int) -> Sequence[Value | Waiting]:
+    def _one(
+        self, operation: p.Operation, reads: list[Value], index: int, freed: tuple[str, ...]
+    ) -> Sequence[Value | Waiting]:
         match operation:
             case p.Send():
                 whole = _tensor(reads[0])
@@ -128,10 +130,17 @@ class Interpreter:
             case p.Recv():
                 return (Waiting(self.transport.receive(operation), index),)
             case p.Collective():
-                value = _tensor(reads[0]) if reads else None
-                return (Waiting(self.transport.collective(operation, value), index),)
+                given = _own(operation, _tensor(reads[0]), freed) if reads else None
+                return (Waiting(self.transport.collective(operation, given), index),)
             case _:
                 return compute(operation, reads, self.rank)
+
+
+def _own(operation: p.Collective, value: Tensor, freed: tuple[str, ...]) -> Tensor:
+    """The value, or a copy if the collective would overwrite what somebody else may still read."""
+    in_place = operation.kind in ("all_reduce", "broadcast")
+    alone = operation.reads[0] in freed and value.untyped_storage().nbytes() == value.nbytes
+    return value.clone() if in_place and not alone else value
 
 
 def _tensor(value: Value) -> Tensor:

@@ -1,13 +1,13 @@
 """Reference: the whole model on one device in plain, eager torch, sharing no code with the interpreter but the weights.
 
-Every sequence is computed alone and whole, in fp32 or fp64 whatever the program's dtype (weights are rounded to it
-first), so that what differs from an executed program is the program's arithmetic and nothing else.
+Every sequence's attention is computed alone, in fp64 whatever the program's dtype (weights are rounded to it first),
+so that what differs from an executed program is the program's arithmetic and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import ceil
 
 import torch
@@ -27,6 +27,23 @@ class RoutingGroup:
     capacity: int | None
 
 
+@dataclass
+class Past:
+    """Keys and values of one sequence, by layer: [length, kv_heads, head_dim]."""
+
+    layers: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    def length(self, layer: int) -> int:
+        return len(self.layers[layer][0]) if layer in self.layers else 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values, the new ones last."""
+        if layer in self.layers:
+            k, v = (torch.cat(pair) for pair in zip(self.layers[layer], (k, v), strict=True))
+        self.layers[layer] = (k, v)
+        return k, v
+
+
 class Reference:
     """A model computed whole. ``precision`` is the dtype it computes in; weights are those of ``dtype``."""
 
@@ -38,27 +55,33 @@ class Reference:
 
     def logits(self, sequences: Sequence[Tensor], routing: Sequence[RoutingGroup] | None = None) -> Tensor:
         """Logits of each sequence's last token, [sequences, vocab]. ``routing`` None: every token routed together."""
-        hidden = torch.cat([self._matrix("embed", self.model.vocab_size, self.model.hidden_size)[s] for s in sequences])
-        lengths = [len(sequence) for sequence in sequences]
-        for layer in range(self.model.num_layers):
+        return self.step(sequences, [Past() for _ in sequences], routing)
+
+    def generate(self, sequences: Sequence[Tensor], num_tokens: int) -> list[list[int]]:
+        """Greedy tokens of every sequence: the prompts together, then one token of each at a time."""
+        pasts, new = [Past() for _ in sequences], list(sequences)
+        generated: list[list[int]] = [[] for _ in sequences]
+        for _ in range(num_tokens):
+            best = self.step(new, pasts).argmax(dim=-1)
+            new = list(best.split(1))  # type: ignore[no-untyped-call]
+            for tokens, token in zip(generated, best.tolist(), strict=True):
+                tokens.append(token)
+        return generated
+
+    def step(
+        self, new: Sequence[Tensor], pasts: Sequence[Past], routing: Sequence[RoutingGroup] | None = None
+    ) -> Tensor:
+        """Logits of each sequence's last new token; the new tokens' keys are added to ``pasts``."""
+        model, lengths = self.model, [len(tokens) for tokens in new]
+        hidden = self._matrix("embed", model.vocab_size, model.hidden_size)[torch.cat(list(new))]
+        for layer in range(model.num_layers):
             normed = self._norm(hidden, f"layers.{layer}.attention_norm")
-            attended = [self._attention(layer, part) for part in torch.split(normed, lengths)]
-            hidden = hidden + torch.cat(attended)
+            parts = zip(torch.split(normed, lengths), pasts, strict=True)
+            hidden = hidden + torch.cat([self._attention(layer, part, past) for part, past in parts])
             normed = self._norm(hidden, f"layers.{layer}.feed_forward_norm")
             hidden = hidden + self._feed_forward(layer, normed, routing)
         last = hidden[torch.tensor(lengths).cumsum(0) - 1]
         return self._norm(last, "final_norm") @ self._head()
-
-    def generate(self, sequences: Sequence[Tensor], num_tokens: int) -> list[list[int]]:
-        """Greedy tokens of every sequence, without a cache: each token recomputes its whole sequence."""
-        grown = list(sequences)
-        generated: list[list[int]] = [[] for _ in sequences]
-        for _ in range(num_tokens):
-            best = self.logits(grown).argmax(dim=-1)
-            grown = [torch.cat([sequence, token[None]]) for sequence, token in zip(grown, best, strict=True)]
-            for tokens, token in zip(generated, best.tolist(), strict=True):
-                tokens.append(token)
-        return generated
 
     def _matrix(self, name: str, rows: int, columns: int) -> Tensor:
         return self.weights.matrix((WeightSlice(name, (0, rows), (0, columns)),)).to(self.precision)
@@ -82,19 +105,21 @@ class Reference:
             projected = projected + self.weights.vector(f"{name}.bias", 0, width).to(self.precision)
         return projected.reshape(len(x), heads, model.head_dim)
 
-    def _attention(self, layer: int, x: Tensor) -> Tensor:
-        """One whole sequence, its score matrix formed at once."""
-        model, length = self.model, len(x)
+    def _attention(self, layer: int, x: Tensor, past: Past) -> Tensor:
+        """New tokens of one sequence against all of it, the score matrix formed at once."""
+        model = self.model
         q = self._project(layer, "q", model.num_attention_heads, x)
         k, v = (self._project(layer, which, model.num_key_value_heads, x) for which in ("k", "v"))
         if model.qk_norm:
             q = self._norm(q, f"layers.{layer}.attention.q_norm")
             k = self._norm(k, f"layers.{layer}.attention.k_norm")
-        q, k = self._rotate(q), self._rotate(k)
+        start = past.length(layer)
+        q, k = self._rotate(q, start), self._rotate(k, start)
+        k, v = past.append(layer, k, v)
         serving = torch.arange(model.num_attention_heads) // model.heads_per_kv_head
         scores = torch.einsum("ihd,jhd->hij", q, k[:, serving]) / model.head_dim**0.5
         if model.causal:
-            distance = torch.arange(length)[:, None] - torch.arange(length)[None, :]
+            distance = torch.arange(start, len(k))[:, None] - torch.arange(len(k))[None, :]
             hidden = distance < 0
             if window := model.layers[layer].window:
                 hidden |= distance >= window
@@ -102,13 +127,13 @@ class Reference:
         attended = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v[:, serving]).flatten(1)
         return attended @ self._matrix(f"layers.{layer}.attention.o", attended.shape[1], model.hidden_size)
 
-    def _rotate(self, x: Tensor) -> Tensor:
-        """x·cos + rotate_half(x)·sin with positions 0, 1, …"""
+    def _rotate(self, x: Tensor, start: int) -> Tensor:
+        """x·cos + rotate_half(x)·sin with positions start, start + 1, …"""
         theta, size = self.model.rope_theta, x.shape[-1]
         if theta is None:
             return x
         frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
-        angles = torch.outer(torch.arange(len(x), dtype=torch.float64), frequencies)
+        angles = torch.outer(torch.arange(start, start + len(x), dtype=torch.float64), frequencies)
         angles = torch.cat([angles, angles], dim=-1)[:, None].to(self.precision)
         turned = torch.cat([-x[..., size // 2 :], x[..., : size // 2]], dim=-1)
         return x * angles.cos() + turned * angles.sin()

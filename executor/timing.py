@@ -2,75 +2,37 @@
 
 A kernel becomes the operation a program would hold, with random weights; what the step would find cold (weights,
 cached keys) is rotated through more copies than the caches hold. The median of several calls after a warm-up.
-What it ignores: what other ranks do meanwhile (``load_timing`` measures that).
+What it ignores: what other ranks do meanwhile (``world_timing`` measures that).
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from math import ceil
+from collections.abc import Sequence
 from statistics import median
 
 import torch
 from torch import Tensor
 
-from executor.attention_backends import choose
-from executor.cache import Cache, LayerCache
+from executor.bench import Bench, Call
+from executor.cache import LayerCache
 from executor.clock import clock_for
-from executor.experts import Assignment, Ragged, slots_of
+from executor.experts import Ragged
+from executor.memory_operations import memory_operation
 from executor.operations import Rank, Value, compute
 from executor.progress import State
-from executor.weights import TORCH_DTYPES, Weights
+from executor.weights import TORCH_DTYPES
 from executor.worker import Worker
 from simulator import program as p
 from simulator.cost import routing_alpha
 from simulator.errors import ProfileError
 from simulator.kernel import AttentionDecode, AttentionPrefill, ComputeKernel, Gemm, Memory, Moe, expert_rows
-from simulator.tile import Tile
 from simulator.units import DTYPE_BYTES
-from simulator.workload import Sequences as Alike
 
-COLD_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}  # copies to rotate through: twice a large last-level cache
-MAX_COPIES = 16
 MIN_CALLS, MAX_CALLS = 3, 50
 DEFAULT_BUDGET_S = 0.15
 SWEEP_BUDGET_S = 0.04  # a kernel's share of a calibration of many
 CUDA_BATCH = 5  # calls between two events: one alone would time the launch
-
-Call = Callable[[], object]
-
-
-class NoiseSource:
-    """Weights whose values do not matter."""
-
-    def matrix(self, part: p.WeightSlice) -> Tensor:
-        rows, columns = part.inputs[1] - part.inputs[0], part.outputs[1] - part.outputs[0]
-        return torch.rand(rows, columns).sub_(0.5)
-
-    def vector(self, name: str, start: int, stop: int) -> Tensor:
-        return torch.ones(stop - start)
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """A device to time on."""
-
-    device: torch.device
-    dtype: str
-
-    def tensor(self, *shape: int) -> Tensor:
-        return torch.rand(shape, dtype=torch.float32).sub_(0.5).to(self.device, TORCH_DTYPES[self.dtype])
-
-    def rank(self, head_dim: int = 64) -> Rank:
-        weights = Weights(NoiseSource(), dtype=self.dtype, device=self.device)
-        backend = choose(self.device, TORCH_DTYPES[self.dtype], head_dim)
-        return Rank(weights, Cache(1), self.device, backend)
-
-    def copies(self, num_bytes: float) -> int:
-        """How many of something this large go round without any staying in a cache."""
-        return max(1, min(MAX_COPIES, ceil(COLD_BYTES[self.device.type] / max(num_bytes, 1))))
 
 
 def time_kernel(
@@ -219,124 +181,6 @@ def _memory(kernel: Memory, bench: Bench) -> list[Call]:
     """An operation of this kind that moves about ``bytes_moved`` (``work.memory_traffic`` counts them)."""
     operation, reads = memory_operation(kernel.kind, kernel.bytes_moved // DTYPE_BYTES[bench.dtype], bench)
     return [_call(operation, reads, bench.rank())]
-
-
-def memory_operation(kind: str, elements: int, bench: Bench) -> tuple[p.Compute, list[Value]]:
-    """An operation of ``kind`` that reads and writes about ``elements`` values, and what it reads."""
-    width = 512 if elements >= 2**16 else 64
-    place = {"layer": 0, "micro_batch": 0}
-    match kind:
-        case "norm":
-            tokens = max(1, elements // (2 * width))
-            norm = p.Norm(reads=("x",), writes=("y",), num_tokens=tokens, width=width, weight="norm", eps=1e-6, **place)
-            return norm, [bench.tensor(tokens, width)]
-        case "add":
-            tokens = max(1, elements // (3 * width))
-            add = p.Add(reads=("x", "y"), writes=("z",), num_tokens=tokens, width=width, **place)
-            return add, [bench.tensor(tokens, width), bench.tensor(tokens, width)]
-        case "activation":
-            tokens = max(1, elements // (3 * width))
-            active = p.Activation(
-                reads=("x",), writes=("y",), num_tokens=tokens, width=width, kind="silu", gated=True, **place
-            )
-            return active, [bench.tensor(tokens, 2 * width)]
-        case "rope":
-            return _rope(max(1, elements // (2 * 3 * width)), width, bench)
-        case "merge":
-            return _merge(max(1, elements // (3 * width)), width, bench)
-        case "copy":
-            return _copy(max(2, elements // (2 * width)), width, bench)
-        case "embed":
-            tokens = max(1, elements // (2 * width))
-            table = p.WeightSlice("embed", (0, 8192), (0, width))
-            embed = p.Embed(reads=("tokens",), writes=("x",), num_tokens=tokens, weight=table, **place)
-            return embed, [torch.randint(8192, (tokens,), device=bench.device)]
-        case "sample":
-            rows = max(1, elements // 8192)
-            sample = p.Sample(reads=("x",), writes=("y",), rows=rows, vocab=8192, shards=1, **place)
-            return sample, [bench.tensor(rows, 8192)]
-        case "dispatch" | "route":
-            return _dispatch(max(1, elements // (2 * 2 * width)), width, bench)
-    raise ProfileError(f"timing: unknown memory kernel {kind!r}")
-
-
-def _rope(tokens: int, width: int, bench: Bench) -> tuple[p.Compute, list[Value]]:
-    """As many query as KV heads: 3·width columns."""
-    batch = (Alike(1, 0, tokens),)
-    heads = width // 64
-    operation = p.Rope(
-        reads=("qkv",),
-        writes=("q", "kv"),
-        layer=0,
-        micro_batch=0,
-        batch=batch,
-        block=(((0, tokens),),),
-        num_tokens=tokens,
-        heads=heads,
-        kv_heads=heads,
-        head_dim=64,
-        theta=1e4,
-        qk_norm=False,
-        eps=1e-6,
-    )
-    return operation, [bench.tensor(tokens, 3 * width)]
-
-
-def _merge(tokens: int, width: int, bench: Bench) -> tuple[p.Compute, list[Value]]:
-    heads = width // 64
-    operation = p.MergeAttention(
-        reads=("a", "b", "c", "d"),
-        writes=("o",),
-        layer=0,
-        micro_batch=0,
-        num_tokens=tokens,
-        heads=heads,
-        head_dim=64,
-        parts=2,
-    )
-    parts: list[Value] = []
-    for _ in range(2):
-        parts += [bench.tensor(tokens, heads, 64), bench.tensor(tokens, heads).float()]
-    return operation, parts
-
-
-def _copy(tokens: int, width: int, bench: Bench) -> tuple[p.Compute, list[Value]]:
-    """Two halves put together."""
-    half = tokens // 2
-    batch = (Alike(1, 0, 2 * half),)
-    parts = tuple(Tile((0, 1), (((i * half, (i + 1) * half),),)) for i in range(2))
-    whole = Tile((0, 1), (((0, 2 * half),),))
-    operation = p.Concat(
-        reads=("a", "b"),
-        writes=("c",),
-        layer=0,
-        micro_batch=0,
-        batch=batch,
-        parts=parts,
-        target=whole,
-        row_width=width,
-    )
-    return operation, [bench.tensor(half, width), bench.tensor(half, width)]
-
-
-def _dispatch(tokens: int, width: int, bench: Bench) -> tuple[p.Compute, list[Value]]:
-    """Every token to two of eight experts, in slots with room for all: 2·tokens rows."""
-    experts = torch.stack([torch.arange(tokens) % 8, (torch.arange(tokens) + 1) % 8], dim=1).to(bench.device)
-    gates = torch.full(experts.shape, 0.5, device=bench.device)
-    assignment = Assignment(experts, gates, slots_of(experts, 8))
-    operation = p.Dispatch(
-        reads=("x", "a"),
-        writes=("rows",),
-        layer=0,
-        micro_batch=0,
-        num_tokens=tokens,
-        hidden=width,
-        num_experts=8,
-        top_k=2,
-        experts=(0, 8),
-        capacity=ceil(tokens / 4) + 2,
-    )
-    return operation, [bench.tensor(tokens, width), assignment]
 
 
 def time_kernels(worker: Worker, kernels: Sequence[ComputeKernel], dtype: str, limit_s: float) -> list[float]:

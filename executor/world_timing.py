@@ -14,9 +14,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from executor.bench import Bench
 from executor.progress import State
 from executor.supervisor import Supervisor
-from executor.timing import Bench, calls_of
+from executor.timing import calls_of
 from executor.worker import Worker
 from executor.world import DistributedTransport
 from simulator import program as p
@@ -70,9 +71,18 @@ def messages(worker: Worker, sizes: Sequence[int], round_trips: int) -> list[Mes
     for tag, size in enumerate(sizes):
         worker.progress.note(State.RUNNING, tag)
         value = torch.ones(size // 4)
-        place = {"layer": 0, "micro_batch": 0, "tag": tag, "num_bytes": size}
-        send = p.Send(reads=("x",), writes=(), to=1 - rank, **place)
-        receive = p.Recv(reads=(), writes=("y",), source=1 - rank, shape=tuple(value.shape), dtype="fp32", **place)
+        send = p.Send(reads=("x",), writes=(), layer=0, micro_batch=0, to=1 - rank, tag=tag, num_bytes=size)
+        receive = p.Recv(
+            reads=(),
+            writes=("y",),
+            layer=0,
+            micro_batch=0,
+            source=1 - rank,
+            tag=tag,
+            num_bytes=size,
+            shape=tuple(value.shape),
+            dtype="fp32",
+        )
         worker.world.barrier()
         if rank > 1:
             continue
