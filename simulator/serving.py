@@ -15,15 +15,15 @@ its group's decodes. Prefill yields the first output token, each decode step one
 
 from __future__ import annotations
 
-import heapq
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simpy
 
+from simulator.batch import Batch, Batching
 from simulator.clock import Clock, picoseconds
 from simulator.errors import InfeasibleError, ProfileError, SpecError
 from simulator.pool_policy import PoolRules
@@ -32,6 +32,7 @@ from simulator.resource_manager import (
     BatchFormed,
     Change,
     PoolEvent,
+    Queued,
     Start,
     Tick,
     decide,
@@ -45,22 +46,6 @@ from simulator.workload import Phase
 StepTime = Callable[[Phase, int, int, int], float]
 Process = Generator[simpy.Event, Any, None]
 UNLIMITED = 2**62
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batching:
-    """A base group's GPUs and limits. A request occupies prompt + output tokens of KV cache from its prefill on."""
-
-    base_gpus: int
-    prefill_batch: int = 1
-    decode_batch: int = 32
-    kv_capacity_tokens: int | None = None
-    padded: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("base_gpus", "prefill_batch", "decode_batch"):
-            if getattr(self, name) < 1:
-                raise SpecError(f"batching: {name} {getattr(self, name)} must be at least 1")
 
 
 def serve(
@@ -78,45 +63,6 @@ def serve(
                 f"serving: request {number} needs {size} tokens of KV cache, a group has {batching.kv_capacity_tokens}"
             )
     return Run(requests, step_time, batching, rules or PoolRules()).play()
-
-
-class Batch:
-    """What a group decodes. A request's context is its ``base`` + the group's decode steps so far."""
-
-    __slots__ = ("bases", "ends", "kv_tokens", "steps", "sum_bases")
-
-    def __init__(self) -> None:
-        self.steps = 0
-        self.sum_bases = 0
-        self.kv_tokens = 0
-        self.bases: dict[int, int] = {}
-        self.ends: list[tuple[int, int]] = []
-
-    def __len__(self) -> int:
-        return len(self.bases)
-
-    def add(self, index: int, request: Request) -> None:
-        self.bases[index] = request.prompt_tokens - self.steps
-        self.sum_bases += self.bases[index]
-        self.kv_tokens += request.prompt_tokens + request.output_tokens
-        heapq.heappush(self.ends, (self.steps + request.output_tokens - 1, index))
-
-    def pop_finished(self, requests: Sequence[Request]) -> list[int]:
-        finished = []
-        while self.ends and self.ends[0][0] <= self.steps:
-            index = heapq.heappop(self.ends)[1]
-            self.sum_bases -= self.bases.pop(index)
-            self.kv_tokens -= requests[index].prompt_tokens + requests[index].output_tokens
-            finished.append(index)
-        return finished
-
-    @property
-    def longest(self) -> int:
-        return max(self.bases.values()) + self.steps
-
-    @property
-    def mean(self) -> int:
-        return math.ceil(self.sum_bases / len(self.bases)) + self.steps
 
 
 class Run:
@@ -143,6 +89,7 @@ class Run:
         self.ticks: set[int] = set()
         self.starts: dict[int, Start] = {}
         self.doors: dict[int, simpy.Event] = {}
+        self.bursts: dict[int, tuple[list[int], simpy.Event]] = {}
         self.changes: list[Change] = []
         self.usage = Usage()
         self.counted_ps = 0
@@ -220,19 +167,44 @@ class Run:
         limit = self._burst(group, running, longest, start)
         until_ps = self._until_ps(group, running)
         tokens = longest if self.batching.padded else running.mean
-        elapsed_ps = num_steps = 0
-        while num_steps == 0 or (num_steps < limit and self.clock.now_ps + elapsed_ps < until_ps):
-            elapsed_ps += self._duration_ps("decode", len(running), tokens + num_steps, start.pool_gpus)
-            num_steps += 1
-        yield self.clock.timeout(elapsed_ps)
+        began_ps = end_ps = self.clock.now_ps
+        ends_ps: list[int] = []
+        while not ends_ps or (len(ends_ps) < limit and end_ps < until_ps):
+            end_ps += self._duration_ps("decode", len(running), tokens + len(ends_ps), start.pool_gpus)
+            ends_ps.append(end_ps)
+        num_steps = yield from self._play(group, ends_ps)
         running.steps += num_steps
-        self._end("decode", group, running, start, elapsed_ps, num_steps)
+        self._end("decode", group, running, start, self.clock.now_ps - began_ps, num_steps)
+
+    def _play(self, group: int, ends_ps: list[int]) -> Generator[simpy.Event, Any, int]:
+        """Until the last of these steps ends, or the one in which somebody queues for the pool; how many ended."""
+        over = simpy.Event(self.clock)
+        self.bursts[group] = (ends_ps, over)
+        self._stop_after(group, len(ends_ps))
+        num_steps: int = yield over
+        del self.bursts[group]
+        return num_steps
+
+    def _stop_after(self, group: int, num_steps: int) -> None:
+        ends_ps, over = self.bursts[group]
+
+        def stop() -> None:
+            if not over.triggered:
+                over.succeed(num_steps)
+
+        self.clock.after(ends_ps[num_steps - 1] - self.clock.now_ps, stop)
+
+    def _cut_bursts(self) -> None:
+        """Somebody queues: who runs several steps on a pool stops after one, as soon as its pool may be taken."""
+        for group, (ends_ps, _) in self.bursts.items():
+            num_steps = bisect_left(ends_ps, max(self.clock.now_ps, self._tenured_ps(group))) + 1
+            if self.pool.leases[group].pool_gpus and num_steps < len(ends_ps):
+                self._stop_after(group, num_steps)
 
     def _burst(self, group: int, running: Batch, longest: int, start: Start) -> int:
-        """Decode steps in which the batch and its pool cannot change by themselves. One, if other groups may take
-        GPUs of this one's pool, or the request that blocks the queue, between any two steps."""
-        shared = self.rules.num_groups > 1 and (start.held_gpus > 0 or self._queue_waits(running))
-        if shared or start.held_gpus < start.want_gpus:
+        """Decode steps in which the batch and its pool cannot change by themselves. One, if this group fell back and
+        asks again, or if another may take the request that blocks the queue."""
+        if start.held_gpus < start.want_gpus or (self.rules.num_groups > 1 and self._queue_waits(running)):
             return 1
         edge = self.rules.decode.steady_tokens(longest, self.rules.band)
         steady = UNLIMITED if edge is None else edge - longest
@@ -244,15 +216,19 @@ class Run:
         return room and self.arrival_ps[self.order[self.head]] <= self.clock.now_ps
 
     def _until_ps(self, group: int, running: Batch) -> int:
-        """No step begins at or after this instant without asking again: an arrival may be admitted, a hold end."""
+        """No step begins at or after this instant without asking again: an arrival may be admitted, a hold end, the
+        pool be taken by who is in line."""
         until_ps = UNLIMITED
         room = len(running) < self.batching.decode_batch and self.head < len(self.order)
         if room and not self._queue_waits(running):
             until_ps = self.arrival_ps[self.order[self.head]]
-        lower_since_ps = self.pool.leases[group].lower_since_ps
-        if lower_since_ps is not None:
-            until_ps = min(until_ps, lower_since_ps + picoseconds(self.rules.hold_s))
-        return until_ps
+        lease = self.pool.leases[group]
+        if lease.lower_since_ps is not None:
+            until_ps = min(until_ps, lease.lower_since_ps + picoseconds(self.rules.hold_s))
+        return min(until_ps, self._tenured_ps(group)) if self.pool.line and lease.pool_gpus else until_ps
+
+    def _tenured_ps(self, group: int) -> int:
+        return self.pool.leases[group].since_ps + picoseconds(self.rules.tenure_s)
 
     def _end(self, phase: Phase, group: int, running: Batch, start: Start, elapsed_ps: int, num_steps: int) -> None:
         """After a step (or several alike): count it, let finished requests go, tell the manager."""
@@ -286,8 +262,10 @@ class Run:
                 door = self.doors.pop(decision.group, None)
                 if door is not None:
                     door.succeed()
-            else:
-                self.changes.append(decision)
+                continue
+            self.changes.append(decision)
+            if isinstance(decision, Queued):
+                self._cut_bursts()
         due_ps = next_ps(self.pool, self.clock.now_ps, self.rules)
         if due_ps is not None and due_ps not in self.ticks:
             self.ticks.add(due_ps)
