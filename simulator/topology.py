@@ -233,7 +233,8 @@ def _leaf_name(leaf: tuple[int, ...]) -> str:
 def graph(topology: Topology) -> nx.DiGraph[Any]:
     """The cluster as a directed graph; edges carry ``resource`` (or None), ``bandwidth_bytes_per_s``, ``latency_s``.
 
-    Vertices: ``gpu R``, ``node N switch``, ``node N nic I``, ``leaf L``, ``spine``; added in sorted order.
+    Vertices: ``gpu R``, ``node N switch``, ``node N nic I out|in``, ``leaf L``, ``spine``; added in sorted order. A
+    route is a shortest path that passes through no other GPU.
     """
     import networkx as nx
 
@@ -273,11 +274,11 @@ def _inside_edges(
 
 def _outside_edges(topology: Topology, rank: int, edges: dict[tuple[str, str], tuple[int | None, float]]) -> None:
     nic, hop_s = topology.nic_of(rank), topology.cluster.fabric.latency_s
-    card = topology.resources[nic.out].name.removesuffix(" out")
+    out, into = topology.resources[nic.out].name, topology.resources[nic.into].name
     leaf = _leaf_name(nic.leaf)
-    edges[f"gpu {rank}", card] = edges[card, f"gpu {rank}"] = (None, 0.0)
-    edges[card, leaf] = (nic.out, nic.latency_s / 2)
-    edges[leaf, card] = (nic.into, nic.latency_s / 2 + hop_s)
+    edges[f"gpu {rank}", out] = edges[into, f"gpu {rank}"] = (None, 0.0)
+    edges[out, leaf] = (nic.out, nic.latency_s / 2)
+    edges[leaf, into] = (nic.into, nic.latency_s / 2 + hop_s)
     if f"{leaf} up" in topology._numbers:
         up, down = topology.uplink(nic.leaf)
         edges[leaf, "spine"] = (up, hop_s)

@@ -1,0 +1,190 @@
+"""Sharing: hand-computed rates and ends; max-min optimality; the incremental solver against a global one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from simulator.clock import Clock
+from simulator.fair_rates import fair_rates
+from simulator.fair_table import FairTable
+from simulator.sharing import Activity, Path, Sharing
+
+Flow = tuple[float, float, dict[int, float], float]
+"""(start in seconds, work, weights by resource, cap)."""
+
+
+def play(capacities: list[float], flows: list[Flow]) -> list[float]:
+    """Seconds at which each flow ends."""
+    clock = Clock()
+    sharing = Sharing(clock, capacities)
+    ends = [math.nan] * len(flows)
+
+    def begin(index: int) -> None:
+        _, work, weights, cap = flows[index]
+
+        def done() -> None:
+            ends[index] = clock.now_ps / 1e12
+
+        sharing.start(Activity(work, sharing.path(weights), done, cap))
+
+    for index, flow in enumerate(flows):
+        clock.after(round(flow[0] * 1e12), lambda index=index: begin(index))
+    clock.run()
+    return ends
+
+
+def activity(weights: dict[int, float], cap: float = math.inf, share: float = 1.0, work: float = 1.0) -> Activity:
+    return Activity(work, Path(tuple(weights), tuple(weights.values())), lambda: None, cap, share, work)
+
+
+def test_two_flows_share_a_link_until_the_shorter_ends() -> None:
+    # 1 GB/s: both at 0.5 until 1 GB is through at 2 s; the other's last 1 GB at full rate: 3 s
+    assert play([1e9], [(0, 1e9, {0: 1}, math.inf), (0, 2e9, {0: 1}, math.inf)]) == [2.0, 3.0]
+
+
+def test_a_flow_that_starts_later_halves_the_rate_from_then_on() -> None:
+    # first alone for 1 s (1 GB), then both at 0.5: first's 2nd GB ends at 3 s; second has 1 of 2 GB left, alone: 4 s
+    assert play([1e9], [(0, 2e9, {0: 1}, math.inf), (1, 2e9, {0: 1}, math.inf)]) == [3.0, 4.0]
+
+
+def test_the_parking_lot_gives_the_long_flow_its_fair_share_of_the_narrowest_link() -> None:
+    # links 10, 10, 4: long (all three) and c share 4 → 2 each; a and b take the rest of their links: 8
+    rates = fair_rates(
+        [activity({0: 1, 1: 1, 2: 1}), activity({0: 1}), activity({1: 1}), activity({2: 1})], [10, 10, 4]
+    )
+    assert rates == [2, 8, 8, 2]
+
+
+def test_a_cap_leaves_its_rest_to_others() -> None:
+    assert fair_rates([activity({0: 1}, cap=1.0), activity({0: 1}), activity({0: 1})], [10.0]) == [1.0, 4.5, 4.5]
+
+
+def test_weights_say_how_much_of_a_resource_a_unit_of_work_uses() -> None:
+    # x + 3y = 8 at equal rates: 2 each
+    assert fair_rates([activity({0: 1}), activity({0: 3})], [8.0]) == [2.0, 2.0]
+
+
+def test_shares_scale_rates() -> None:
+    assert fair_rates([activity({0: 1}, share=3.0), activity({0: 1})], [8.0]) == [6.0, 2.0]
+
+
+def test_three_kernels_on_two_cores_run_at_two_thirds_each() -> None:
+    assert play([2.0], [(0, 1.0, {0: 1}, 1.0)] * 3) == [1.5] * 3  # 3 core-seconds / 2 cores
+
+
+def test_one_kernel_cannot_use_two_cores() -> None:
+    assert play([2.0], [(0, 1.0, {0: 1}, 1.0)]) == [1.0]
+
+
+def test_a_flow_without_resources_runs_at_its_cap() -> None:
+    assert play([1.0], [(0, 3.0, {}, 2.0)]) == [1.5]
+
+
+def test_used_units_are_the_work_times_its_weights() -> None:
+    clock = Clock()
+    sharing = Sharing(clock, [1.0, 1.0, 1.0], unlimited=frozenset({2}))
+    sharing.start(Activity(4.0, sharing.path({0: 1, 1: 0.5, 2: 1}), lambda: None))
+    clock.run()
+    assert sharing.used == [4.0, 2.0, 4.0]
+    assert clock.now_ps == 4 * 10**12
+
+
+def test_an_unlimited_resource_limits_nothing() -> None:
+    clock = Clock()
+    sharing = Sharing(clock, [1.0, 0.001], unlimited=frozenset({1}))
+    sharing.start(Activity(1.0, sharing.path({0: 1, 1: 1}), lambda: None))
+    clock.run()
+    assert clock.now_ps == 10**12
+
+
+def test_recorded_loads_are_zero_after_the_last_flow() -> None:
+    clock = Clock()
+    sharing = Sharing(clock, [2.0], record_load=True)
+    sharing.start(Activity(1.0, sharing.path({0: 1}), lambda: None, cap=1.0))
+    clock.run()
+    assert sharing.loads == [(0, 0, 1.0), (10**12, 0, 0.0)]
+
+
+ACTIVITY = st.builds(
+    activity,
+    st.dictionaries(st.integers(0, 5), st.sampled_from([0.25, 1.0, 2.0]), min_size=1, max_size=4),
+    st.sampled_from([math.inf, math.inf, 0.5, 2.0]),
+    st.sampled_from([1.0, 1.0, 3.0]),
+    st.floats(0.1, 10),
+)
+CAPACITIES = st.lists(st.floats(0.5, 20), min_size=6, max_size=6)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(ACTIVITY, min_size=1, max_size=12), CAPACITIES)
+def test_rates_are_max_min_fair(activities: list[Activity], capacities: list[float]) -> None:
+    """No resource is overfull; whoever is below its cap has a full resource on which nobody has a higher level."""
+    rates = fair_rates(activities, capacities)
+    load, level = [0.0] * 6, [0.0] * 6
+    for one, rate in zip(activities, rates, strict=True):
+        for resource, weight in zip(one.path.resources, one.path.weights, strict=True):
+            load[resource] += weight * rate
+            level[resource] = max(level[resource], rate / one.share)
+    assert all(used <= capacity * (1 + 1e-9) for used, capacity in zip(load, capacities, strict=True))
+    for one, rate in zip(activities, rates, strict=True):
+        full = [r for r in one.path.resources if load[r] >= capacities[r] * (1 - 1e-9)]
+        assert rate == one.cap or any(rate / one.share >= level[r] * (1 - 1e-9) for r in full)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(ACTIVITY, min_size=1, max_size=12), CAPACITIES)
+def test_numpy_and_plain_python_give_the_same_rates(activities: list[Activity], capacities: list[float]) -> None:
+    table = FairTable(activities, np.array(capacities), 0)
+    table.share(0)
+    assert table.state()[2] == pytest.approx(fair_rates(activities, capacities), rel=1e-9)
+
+
+def globally(capacities: list[float], flows: list[Flow]) -> list[float]:
+    """The same, naively: every activity is shared anew at every event, in floats."""
+    now, ends, running = 0.0, [math.nan] * len(flows), {}
+    waiting = sorted(range(len(flows)), key=lambda index: flows[index][0])
+    while waiting or running:
+        keys = list(running)
+        rates = fair_rates([activity(flows[i][2], flows[i][3]) for i in keys], capacities) if keys else []
+        steps = [running[i] / rate for i, rate in zip(keys, rates, strict=True)]
+        if waiting:
+            steps.append(flows[waiting[0]][0] - now)
+        step = max(min(steps), 0.0)
+        now += step
+        for i, rate in zip(keys, rates, strict=True):
+            running[i] -= rate * step
+            if running[i] <= rate * 1e-11:
+                ends[i] = now
+                del running[i]
+        while waiting and flows[waiting[0]][0] <= now + 1e-12:
+            index = waiting.pop(0)
+            running[index] = flows[index][1]
+    return ends
+
+
+FLOW = st.tuples(
+    st.sampled_from([0.0, 0.0, 0.5, 1.0, 1.25]),
+    st.sampled_from([0.5, 1.0, 3.0, 4.5]),
+    st.dictionaries(st.integers(0, 7), st.sampled_from([0.5, 1.0]), min_size=1, max_size=3),
+    st.sampled_from([math.inf, 0.75]),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(FLOW, min_size=1, max_size=8), st.lists(st.sampled_from([1.0, 2.0, 5.0]), min_size=8, max_size=8))
+def test_sharing_by_component_equals_sharing_everything_at_every_event(
+    flows: list[Flow], capacities: list[float]
+) -> None:
+    assert play(capacities, flows) == pytest.approx(globally(capacities, flows), abs=1e-9)
+
+
+def test_many_flows_take_the_numpy_way_and_end_where_arithmetic_says() -> None:
+    # 40 flows of 1..40 units share rate 1. Flow k ends when all have k units through or are done:
+    # t_k = Σ_{j<k} j + k·(40 − k + 1)
+    ends = play([1.0], [(0, float(k), {0: 1}, math.inf) for k in range(1, 41)])
+    assert ends == pytest.approx([k * (k - 1) / 2 + k * (41 - k) for k in range(1, 41)], rel=1e-9)
