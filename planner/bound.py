@@ -1,0 +1,290 @@
+"""Bound: a vectorised lower bound on the simulated time of a step, for every candidate of a space at once.
+
+Each of these is at most the simulated time, so their maximum is (tests compare them on random instances):
+
+    chain      one micro-batch through all layers on one rank: its kernels, its collectives alone on their links, and
+               the bytes it must receive and send over its own NIC
+    compute    all kernels of the base rank, of the busiest pool rank; micro-batches may overlap nothing else
+    collective all of a rank's all-reduces (they share one stream)
+    network    all bytes that leave the base, over all its NICs
+    pipeline   first micro-batch to stage i, stage i's work for all of them, the last one to the end
+
+Left out, so the bound stays below: copies (slices, concatenations, merges), latencies but one a hop, contention
+between flows, fabric oversubscription.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.bound_attention import (
+    cells_of,
+    decode_seconds,
+    first_heads,
+    micro_batch,
+    parts_of,
+    prefill_cells,
+    whole_attention,
+)
+from planner.bound_network import Network, network_of, pool_chain
+from planner.rates import Array, Numbers, Rates
+from planner.shares import Dealt, block_edges, ceil_div
+from planner.space import Question, Scheme, Table
+from simulator.model import Layer
+from simulator.placement import even_split
+
+
+def step_bound(question: Question, table: Table, rates: Rates, *, parts: int | None = None) -> Array:
+    """Seconds no simulation of a candidate can beat. ``parts``: sequences are dealt into as many (the cache's placement
+    decodes them so); None: as the candidate itself would."""
+    bound = np.zeros(len(table))
+    for schemes, family in (
+        ((Scheme.STATIC,), _static),
+        ((Scheme.CONTEXT,), _context),
+        ((Scheme.POOL, Scheme.JOINED), _pooled),
+        ((Scheme.SEPARATED,), _separated),
+    ):
+        chosen = np.flatnonzero(np.isin(table["scheme"], schemes))
+        if len(chosen):
+            bound[chosen] = family(question, table[chosen], rates, parts)
+    return bound
+
+
+def layer_kinds(question: Question) -> dict[Layer, int]:
+    """Distinct layers and how many there are of each."""
+    return dict(Counter(question.model.layers))
+
+
+@dataclass(frozen=True)
+class Base:
+    """Per candidate: seconds of a rank's kernels before and after one layer's attention, and one all-reduce."""
+
+    before: Array
+    after: Array
+    reduce: Array
+
+    @property
+    def compute(self) -> Array:
+        return self.before + self.after
+
+
+def base_layer(question: Question, table: Table, rates: Rates, tokens: Numbers, layer: Layer) -> Base:
+    """The first tensor shard (the largest) on ``tokens`` tokens a candidate."""
+    model, size = question.model, rates.size
+    tensor = table["tensor"].astype(np.int64)
+    heads = first_heads(question, tensor)
+    width = (heads.queries + 2 * heads.keys) * model.head_dim
+    row = tokens * model.hidden_size * size
+    norm, add = rates.memory("norm", 2 * row), rates.memory("add", 3 * row)
+    before = norm + rates.gemm(tokens, width, model.hidden_size) + rates.memory("rope", 2 * tokens * width * size)
+    after = rates.gemm(tokens, model.hidden_size, heads.queries * model.head_dim) + 2 * add + norm
+    after += _routed(question, rates, tensor, tokens) if layer.routed else _dense(question, rates, tensor, tokens)
+    return Base(before, after, _all_reduce(question, table, rates, row.astype(float)))
+
+
+def _dense(question: Question, rates: Rates, tensor: Numbers, tokens: Numbers) -> Array:
+    model = question.model
+    width, matrices = ceil_div(model.intermediate_size, tensor), 2 if model.gated else 1
+    seconds = rates.gemm(tokens, width * matrices, model.hidden_size) + rates.gemm(tokens, model.hidden_size, width)
+    return seconds + rates.memory("activation", (matrices + 1) * tokens * width * rates.size)
+
+
+def _routed(question: Question, rates: Rates, tensor: Numbers, tokens: Numbers) -> Array:
+    """Experts in place: the first rank's (largest) share of all experts on all tokens, and the gate."""
+    experts = question.model.experts
+    assert experts is not None
+    held = ceil_div(experts.num_experts, tensor)
+    return _gate(question, rates, tokens) + _moe(question, rates, tokens, held, np.ones_like(tensor))
+
+
+def _gate(question: Question, rates: Rates, tokens: Numbers) -> Array:
+    experts = question.model.experts
+    assert experts is not None
+    return rates.gemm(tokens, experts.num_experts, question.model.hidden_size)
+
+
+def _moe(question: Question, rates: Rates, tokens: Numbers, held: Numbers, peers: Numbers) -> Array:
+    """``work.moe_kernel`` for ``held`` experts and ``tokens`` tokens of each of ``peers`` ranks."""
+    experts, model = question.model.experts, question.model
+    assert experts is not None
+    if experts.capacity_factor is None:
+        rows = ceil_div(tokens * experts.top_k * held, experts.num_experts)
+    else:
+        slots = np.ceil(experts.capacity_factor * tokens * experts.top_k / experts.num_experts).astype(np.int64)
+        rows = held * np.minimum(tokens, slots)
+    rows = rows * peers
+    ep = np.where(experts.num_experts % held == 0, experts.num_experts // held, 1)
+    num = np.where(ep > 1, experts.num_experts, held)
+    top_k = np.minimum(experts.top_k, num)
+    before_top_k = np.where(tokens > 0, np.maximum(ceil_div(rows * ep, top_k), 1), 0)
+    columns = (before_top_k, model.hidden_size, experts.intermediate_size, top_k, num, 1, ep, 0, int(model.gated))
+    return rates.moe(columns)
+
+
+def _all_reduce(question: Question, table: Table, rates: Rates, num_bytes: Array) -> Array:
+    """Of the first tensor group; 0 where later groups may lie differently (they straddle nodes)."""
+    seconds = np.zeros(len(table))
+    for order, tensor in {(int(o), int(t)) for o, t in zip(table["order"], table["tensor"], strict=True)}:
+        rows = np.flatnonzero((table["order"] == order) & (table["tensor"] == tensor))
+        seconds[rows] = rates.all_reduce(question.orders[order][:tensor], num_bytes[rows])
+    return seconds
+
+
+def _ends(question: Question, table: Table, rates: Rates, tokens: Numbers, sequences: Numbers) -> Array:
+    """Embedding with its all-reduce, and the logits of the last tokens."""
+    model, tensor = question.model, table["tensor"].astype(np.int64)
+    row = tokens * model.hidden_size * rates.size
+    embed = rates.memory("embed", 2 * row) + _all_reduce(question, table, rates, row.astype(float))
+    logits = rates.gemm(sequences, ceil_div(model.vocab_size, tensor), model.hidden_size)
+    last = rates.memory("norm", 2 * sequences * model.hidden_size * rates.size)
+    return embed + last + logits + rates.memory("sample", sequences * model.vocab_size * rates.size)
+
+
+def _micro_batches(question: Question, table: Table, parts: int | None) -> Iterator[tuple[Numbers, Dealt, Numbers]]:
+    """(1 where a candidate has it, its sequences, its tokens) of every micro-batch number."""
+    dealt_parts = parts_of(table, parts)
+    for index in range(int(table["micro_batches"].max())):
+        dealt = micro_batch(question, table, dealt_parts, index)
+        tokens = dealt.total * (question.tokens if question.phase == "prefill" else 1)
+        yield (index < table["micro_batches"]).astype(np.int64), dealt, tokens
+
+
+def _static(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """One stage: chain, kernels, all-reduces. Several: a micro-batch through all, the others through the busiest."""
+    kinds = layer_kinds(question)
+    chain, compute, reduce = np.zeros((3, len(table)))
+    least = {kind: np.full(len(table), np.inf) for kind in kinds}
+    for used, dealt, tokens in _micro_batches(question, table, parts):
+        through = used * _ends(question, table, rates, tokens, dealt.total)
+        for kind, num in kinds.items():
+            base = base_layer(question, table, rates, tokens, kind)
+            kernels = base.compute + whole_attention(question, table, kind, rates, dealt)
+            layer_s = kernels + 2 * base.reduce
+            least[kind] = np.where(used > 0, np.minimum(least[kind], layer_s), least[kind])
+            through = through + used * num * layer_s
+            compute, reduce = compute + used * num * kernels, reduce + used * num * 2 * base.reduce
+        chain = np.maximum(chain, through)
+    stage = _busiest_stage(question, table, least)
+    through = sum((num * least[kind] for kind, num in kinds.items()), np.zeros(len(table)))
+    pipeline = through + (table["micro_batches"] - 1) * stage
+    return np.where(table["stages"] == 1, np.maximum(chain, np.maximum(compute, reduce)), np.maximum(chain, pipeline))
+
+
+def _busiest_stage(question: Question, table: Table, layer_s: dict[Layer, Array]) -> Array:
+    """Seconds of one micro-batch's layers in the largest stage."""
+    most = np.zeros(len(table))
+    for stages in np.unique(table["stages"]):
+        first = 0
+        for size in even_split(question.model.num_layers, int(stages)):
+            kinds = Counter(question.model.layers[first : first + size])
+            seconds = sum((n * layer_s[kind] for kind, n in kinds.items()), np.zeros(len(table)))
+            most = np.where(table["stages"] == stages, np.maximum(most, seconds), most)
+            first += size
+    return most
+
+
+def _context(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """Chain and kernels of the first and the last replica's first rank."""
+    network = network_of(question, rates, table)
+    aligned = (question.node_gpus % table["tensor"] == 0) | (table["tensor"] % question.node_gpus == 0)
+    bound = np.zeros(len(table))
+    for last in (False, True):
+        chain, compute = np.zeros((2, len(table)))
+        for used, dealt, _ in _micro_batches(question, table, parts):
+            through, kernels = _replica(question, table, rates, network, dealt, last=last)
+            chain, compute = np.maximum(chain, used * through), compute + used * kernels
+        bound = np.maximum(bound, np.maximum(np.where(aligned | (not last), chain, 0.0), compute))
+    return bound
+
+
+def _replica(
+    question: Question, table: Table, rates: Rates, network: Network, dealt: Dealt, *, last: bool
+) -> tuple[Array, Array]:
+    """(chain, kernels) of one micro-batch on a replica's first rank."""
+    replicas = table["replicas"].astype(np.int64)
+    number = replicas - 1 if last else np.zeros_like(replicas)
+    if question.phase == "prefill":
+        rule = table["rule"].astype(np.int64)
+        edges = block_edges(question.tokens, replicas, rule, number, causal=question.model.causal)
+        tokens = dealt.total * (edges[1] - edges[0] + edges[3] - edges[2])
+    else:
+        tokens = dealt.other if last else np.where(dealt.full_parts > 0, dealt.full, dealt.other)
+    chain, compute = np.zeros((2, len(table)))
+    for layer, num in layer_kinds(question).items():
+        base = _replica_layer(question, table, rates, tokens, layer)
+        if question.phase == "decode":
+            attention, inbound = decode_seconds(question, table, layer, rates, tokens)[0], np.zeros(len(table))
+        else:
+            cells = cells_of(replicas)
+            seconds, queries, keys = prefill_cells(question, table, cells, layer, rates, dealt)
+            attention = seconds[cells.first + number]
+            inbound = network.keys_seconds(question, table, rates, keys[cells.first + number], queries, cells)
+        arrives = np.where(table["streams"] > 1, np.maximum(attention, inbound), attention + inbound)
+        chain += num * np.where(tokens > 0, base.compute + arrives + 2 * base.reduce, 0.0)
+        compute += num * np.where(tokens > 0, base.compute + attention, 0.0)
+    return chain, compute
+
+
+def _replica_layer(question: Question, table: Table, rates: Rates, tokens: Numbers, layer: Layer) -> Base:
+    """Routed layers of replicas exchange tokens (tensor degree 1): no fewer kernels than the gate's."""
+    if not layer.routed:
+        return base_layer(question, table, rates, tokens, layer)
+    tensor = table["tensor"].astype(np.int64)
+    base = base_layer(question, table, rates, tokens, Layer(window=layer.window))
+    after = base.after - _dense(question, rates, tensor, tokens) + _gate(question, rates, tokens)
+    return Base(base.before, after, base.reduce)
+
+
+def _pooled(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """Chains through the pool; the base rank's kernels; its all-reduces; the busiest pool rank's; the base's NICs."""
+    network, joined = network_of(question, rates, table), table["scheme"] == Scheme.JOINED
+    chain, totals = np.zeros(len(table)), np.zeros((4, len(table)))
+    for used, dealt, tokens in _micro_batches(question, table, parts):
+        through = _ends(question, table, rates, tokens, dealt.total)
+        for layer, num in layer_kinds(question).items():
+            base = base_layer(question, table, rates, tokens, layer)
+            pool = pool_chain(question, table, rates, network, dealt, layer)
+            own = np.where(joined, pool.first_s, 0.0)
+            through = through + num * (base.compute + 2 * base.reduce + np.maximum(pool.chain_s, own))
+            rows = (base.compute + own, 2 * base.reduce, pool.busiest_s, pool.egress_s)
+            totals += used * num * np.stack(rows)
+        chain = np.maximum(chain, used * through)
+    return np.asarray(np.maximum(chain, totals.max(axis=0)))
+
+
+def _separated(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """One micro-batch through attention and experts; all of them on either side."""
+    chain, attention, feed_forward = np.zeros((3, len(table)))
+    for used, dealt, tokens in _micro_batches(question, table, parts):
+        through = np.zeros(len(table))
+        for layer, num in layer_kinds(question).items():
+            one, two = _separated_layer(question, table, rates, tokens, dealt, layer)
+            through += num * (one + two)
+            attention, feed_forward = attention + used * num * one, feed_forward + used * num * two
+        chain = np.maximum(chain, used * through)
+    return np.maximum(chain, np.maximum(attention, feed_forward))
+
+
+def _separated_layer(
+    question: Question, table: Table, rates: Rates, tokens: Numbers, dealt: Dealt, layer: Layer
+) -> tuple[Array, Array]:
+    """(attention rank's, first expert rank's) kernels."""
+    model, replicas = question.model, table["replicas"].astype(np.int64)
+    heads, tensor = first_heads(question, table["heads"].astype(np.int64)), table["tensor"].astype(np.int64)
+    width = (heads.queries + 2 * heads.keys) * model.head_dim
+    attention = whole_attention(question, table, layer, rates, dealt) + rates.gemm(tokens, width, model.hidden_size)
+    rule = table["rule"].astype(np.int64)
+    if question.phase == "decode":
+        share = np.where(replicas == 1, dealt.total, np.where(dealt.full_parts > 0, dealt.full, dealt.other))
+    else:
+        low, high, *_ = block_edges(question.tokens, replicas, rule, np.zeros_like(replicas), causal=model.causal)
+        share = dealt.total * (high - low)
+    if not layer.routed:
+        return attention, _dense(question, rates, tensor, share)
+    gate = _gate(question, rates, share)
+    held = ceil_div(model.experts.num_experts if model.experts else 1, np.maximum(tensor, replicas))
+    return attention, np.where(replicas > 1, gate, gate + _moe(question, rates, share, held, np.ones_like(held)))

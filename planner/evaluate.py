@@ -1,0 +1,154 @@
+"""Evaluate: one candidate lowered, checked for memory, simulated; and what its profile doubts about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from planner.critical_path import CriticalPath, Doubt, critical_path, kind_of
+from planner.problem import Problem
+from planner.space import Question
+from simulator.allocation import Interval, Metrics, RankBytes
+from simulator.engine import simulate
+from simulator.errors import InfeasibleError
+from simulator.lowering import lower
+from simulator.memory import rank_memory
+from simulator.placement import Placement
+from simulator.pricing import price
+from simulator.profile import Tag
+from simulator.program import Program
+from simulator.timeline import Timeline
+
+NETWORK_LOG_ERROR = 0.1  # half-width of the 90 % interval of transfers and collectives on assumed links
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A candidate that was simulated."""
+
+    placement: Placement
+    program: Program
+    timeline: Timeline
+    num_gpus: int
+    pool_gpus: int
+    step_s: float
+    doubts: list[Doubt] = field(default_factory=list, compare=False)
+    paths: list[CriticalPath] = field(default_factory=list, compare=False)
+
+    @property
+    def path(self) -> CriticalPath:
+        if not self.paths:
+            self.paths.append(critical_path(self.timeline))
+        return self.paths[0]
+
+
+def lower_for(problem: Problem, question: Question, placement: Placement, cache: Placement | None) -> Program:
+    return lower(problem.model, question.step, placement, nodes=question.nodes, dtype=problem.dtype, cache=cache)
+
+
+def evaluate(problem: Problem, question: Question, placement: Placement, cache: Placement | None) -> Evaluated:
+    """Lower and simulate. InfeasibleError where the placement does not fit the model."""
+    program = lower_for(problem, question, placement, cache)
+    timeline = simulate(program, problem.cluster, problem.profiles)
+    return Evaluated(placement, program, timeline, len(placement.ranks), len(placement.pool_ranks), timeline.duration_s)
+
+
+def memory_of(problem: Problem, programs: list[Program]) -> tuple[RankBytes, ...]:
+    """Bytes of every used rank over these programs, against its device's."""
+    places = problem.cluster.rank_nodes()
+    gpus = [problem.cluster.gpu_named(node.gpu) for _, _, node in places]
+    rows = []
+    for rank, used in enumerate(rank_memory(problem.model, programs, gpus)):
+        if used.total:
+            capacity = gpus[rank].memory_bytes
+            rows.append(
+                RankBytes(
+                    rank=rank,
+                    weights_bytes=used.weights,
+                    kv_cache_bytes=used.kv_cache,
+                    activations_bytes=used.activations,
+                    buffers_bytes=used.buffers,
+                    capacity_bytes=capacity,
+                    headroom_bytes=capacity - used.total,
+                )
+            )
+    return tuple(rows)
+
+
+def lacking(memory: tuple[RankBytes, ...]) -> RankBytes | None:
+    """The rank that lacks most, or None if all fit."""
+    worst = min(memory, key=lambda row: row.headroom_bytes)
+    return worst if worst.headroom_bytes < 0 else None
+
+
+def doubt_of(problem: Problem, found: Evaluated) -> Doubt:
+    """p05 and p95 of the kernels on the critical path, summed by kind; transfers by an assumed error."""
+    if found.doubts:
+        return found.doubts[0]
+    low = price(found.program, problem.cluster, problem.profiles, "p05").durations_s
+    mid = price(found.program, problem.cluster, problem.profiles).durations_s
+    high = price(found.program, problem.cluster, problem.profiles, "p95").durations_s
+    up: dict[str, float] = {}
+    down: dict[str, float] = {}
+    for rank, index in found.path.nodes:
+        kind = kind_of(found.program.ranks[rank][index])
+        slowdown = problem.cluster.rank_nodes()[rank][2].slowdown
+        up[kind] = up.get(kind, 0.0) + float(high[rank][index] - mid[rank][index]) * slowdown
+        down[kind] = down.get(kind, 0.0) + float(mid[rank][index] - low[rank][index]) * slowdown
+    seconds = found.path.seconds()
+    for kind in ("network", "collective", "waiting"):
+        up[kind] = seconds[kind] * float(np.expm1(NETWORK_LOG_ERROR))
+        down[kind] = -seconds[kind] * float(np.expm1(-NETWORK_LOG_ERROR))
+    found.doubts.append(Doubt(up, down))
+    return found.doubts[0]
+
+
+def tag_of(problem: Problem, found: Evaluated) -> Tag:
+    """``assumed`` where bytes pass links nobody measured (between nodes), else ``fitted``."""
+    nodes = {problem.cluster.rank_nodes()[rank][0] for rank in found.placement.ranks}
+    return "assumed" if len(nodes) > 1 else "fitted"
+
+
+def step_interval(problem: Problem, found: Evaluated) -> Interval:
+    below, above = doubt_of(problem, found).half_widths()
+    return Interval(
+        value=found.step_s,
+        p05=max(found.step_s - below, 0.0),
+        p95=found.step_s + above,
+        tag=tag_of(problem, found),
+    )
+
+
+def metrics_of(problem: Problem, question: Question, found: Evaluated) -> Metrics:
+    """Every metric of one step; tokens are the step's new tokens."""
+    step, tokens = step_interval(problem, found), question.step.num_tokens
+    return Metrics(
+        step_s=step,
+        ttft_s=step if question.phase == "prefill" else None,
+        tpot_s=step if question.phase == "decode" else None,
+        tokens_per_s=_inverse(step, tokens),
+        tokens_per_s_per_gpu=_inverse(step, tokens / found.num_gpus),
+        gpu_seconds_per_token=_scaled(step, found.num_gpus / tokens),
+    )
+
+
+def _inverse(interval: Interval, amount: float) -> Interval:
+    low = interval.p05 if interval.p05 > 0 else interval.value
+    return Interval(value=amount / interval.value, p05=amount / interval.p95, p95=amount / low, tag=interval.tag)
+
+
+def _scaled(interval: Interval, factor: float) -> Interval:
+    return Interval(
+        value=interval.value * factor, p05=interval.p05 * factor, p95=interval.p95 * factor, tag=interval.tag
+    )
+
+
+def try_evaluate(
+    problem: Problem, question: Question, placement: Placement, cache: Placement | None
+) -> Evaluated | str:
+    """The evaluation, or why there is none."""
+    try:
+        return evaluate(problem, question, placement, cache)
+    except InfeasibleError as error:
+        return str(error)

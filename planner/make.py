@@ -1,0 +1,201 @@
+"""Make: a whole allocation from a scenario: a choice for every phase and length bucket, with its rivals."""
+
+from __future__ import annotations
+
+from planner.critical_path import difference
+from planner.evaluate import Evaluated, doubt_of, memory_of, metrics_of, step_interval, try_evaluate
+from planner.problem import Problem, load_problem
+from planner.rivals import baselines, rule_placement
+from planner.search import Race, Rival, race
+from planner.space import Question
+from simulator.allocation import (
+    Allocation,
+    Alternative,
+    Binding,
+    BindingKind,
+    Choice,
+    Digests,
+    Exactness,
+    Interval,
+    ParetoPoint,
+    Threshold,
+    digest,
+)
+from simulator.placement import Placement
+from simulator.program import Program
+from simulator.scenario import Scenario
+from simulator.workload import Bucket, Phase
+
+SIMULATED_OPERATIONS = 4000  # rivals with larger programs are shown by their bound unless asked for
+
+
+def make(
+    scenario: Scenario, *, command: str = "", ttft_slo_s: float | None = None, tpot_slo_s: float | None = None
+) -> Allocation:
+    """Plan a scenario. InfeasibleError where a bucket has no plan; the message names what is binding."""
+    problem = load_problem(scenario, command=command, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s)
+    return make_problem(problem)
+
+
+def make_problem(problem: Problem) -> Allocation:
+    """Plan a problem: decode first, then prefill into the cache that decode reads."""
+    policy: list[Choice] = []
+    for bucket in problem.workload.buckets:
+        decode = race(problem, problem.question("decode", bucket))
+        winner = decode.simulated[decode.ranking()[0].row]
+        prefill = race(
+            problem,
+            problem.question("prefill", bucket),
+            cache=winner.placement,
+            beside=(winner.program,),
+        )
+        policy.append(choose(problem, bucket, prefill, (winner.program,)))
+        policy.append(choose(problem, bucket, decode, ()))
+    policy.sort(key=lambda choice: (choice.phase != "prefill", choice.min_tokens))
+    return Allocation(
+        name=problem.name,
+        command=problem.command,
+        objective=problem.objective,
+        limits=problem.limits,
+        model=problem.model.name,
+        cluster=problem.cluster.name,
+        workload=problem.workload.name,
+        profile=problem.profile_name,
+        dtype=problem.dtype,
+        policy=tuple(policy),
+        thresholds=tuple(_threshold(tuple(policy), phase) for phase in ("prefill", "decode")),
+        digests=digests(problem),
+        assumptions=(*problem.cluster.assumptions, *problem.workload.assumptions),
+    )
+
+
+def digests(problem: Problem) -> Digests:
+    """Of every input, as loaded."""
+    return Digests(
+        model=digest(problem.model),
+        cluster=digest(problem.cluster),
+        workload=digest(problem.workload),
+        profiles={name: digest(profile) for name, profile in sorted(problem.profiles.items())},
+    )
+
+
+def choose(problem: Problem, bucket: Bucket, found: Race, beside: tuple[Program, ...]) -> Choice:
+    """The winner of a race as an entry of the policy."""
+    ranking, question = found.ranking(), found.question
+    winner = found.simulated[ranking[0].row]
+    second = next((r for r in ranking[1:] if differs(found.simulated[r.row].placement, winner.placement)), None)
+    margin = None if second is None else _margin(problem, found, ranking[0], second)
+    return Choice(
+        phase=question.phase,
+        bucket=bucket.name,
+        min_tokens=bucket.min_tokens,
+        max_tokens=bucket.max_tokens,
+        tokens=question.tokens,
+        batch=question.batch,
+        placement=winner.placement,
+        num_gpus=winner.num_gpus,
+        pool_gpus=winner.pool_gpus,
+        metrics=metrics_of(problem, question, winner),
+        memory=memory_of(problem, [winner.program, *beside]),
+        binding=binding_of(winner),
+        exactness=exactness_of(problem),
+        runner_up=None if second is None else alternative(problem, found.simulated[second.row]),
+        margin=margin,
+        too_close_to_call=margin is not None and margin.p05 <= 0.0,
+        rule=_rival(problem, question, rule_placement(question), found.cache),
+        baselines=tuple(_rival(problem, question, one, found.cache) for one in baselines(question)),
+        best_pool=_best_pool(problem, found),
+        pareto=_pareto(found),
+        search=found.search(),
+    )
+
+
+def differs(one: Placement, other: Placement) -> bool:
+    """Different GPUs, groups or grids: not only another block rule, multicast or number of pieces."""
+    return one.stages != other.stages or one.micro_batches != other.micro_batches
+
+
+def _margin(problem: Problem, found: Race, first: Rival, second: Rival) -> Interval:
+    """(runner-up − ours) / ours in the objective."""
+    ours, other = found.simulated[first.row], found.simulated[second.row]
+    below, above = difference(doubt_of(problem, ours), doubt_of(problem, other))
+    value = second.score / first.score - 1.0
+    return Interval(
+        value=value,
+        p05=value - below / ours.step_s,
+        p95=value + above / ours.step_s,
+        tag=step_interval(problem, ours).tag,
+    )
+
+
+def alternative(problem: Problem, found: Evaluated) -> Alternative:
+    return Alternative(
+        name=found.placement.name,
+        placement=found.placement,
+        num_gpus=found.num_gpus,
+        pool_gpus=found.pool_gpus,
+        step_s=step_interval(problem, found),
+    )
+
+
+def _rival(problem: Problem, question: Question, placement: Placement | str, cache: Placement | None) -> Alternative:
+    """A named rival, simulated; or why it cannot be."""
+    if isinstance(placement, str):
+        return Alternative(
+            name=placement.split(":")[0], placement=None, num_gpus=0, pool_gpus=0, step_s=None, infeasible=placement
+        )
+    found = try_evaluate(problem, question, placement, cache)
+    if isinstance(found, Evaluated):
+        return alternative(problem, found)
+    return Alternative(
+        name=placement.name, placement=placement, num_gpus=len(placement.ranks), pool_gpus=len(placement.pool_ranks),
+        step_s=None, infeasible=found,
+    )  # fmt: skip
+
+
+def _best_pool(problem: Problem, found: Race) -> Alternative | None:
+    pools = [r for r in found.ranking() if found.simulated[r.row].pool_gpus]
+    return alternative(problem, found.simulated[pools[0].row]) if pools else None
+
+
+def _pareto(found: Race) -> tuple[ParetoPoint, ...]:
+    """Of the simulated candidates: those no other beats with as few GPUs."""
+    points: list[ParetoPoint] = []
+    rows = sorted((one.num_gpus, one.step_s, row) for row, one in found.simulated.items() if row not in found.refused)
+    for gpus, step_s, row in rows:
+        if not points or step_s < points[-1].step_s:
+            points.append(ParetoPoint(num_gpus=gpus, step_s=step_s, name=found.simulated[row].placement.name))
+    return tuple(points)
+
+
+def binding_of(found: Evaluated) -> Binding:
+    """What the critical path is made of."""
+    seconds = found.path.seconds()
+    shares = {kind: value / found.step_s for kind, value in seconds.items() if value > 0}
+    kind = max(shares, key=lambda name: (shares[name], name))
+    kinds: dict[str, BindingKind] = {
+        "gemm": "compute", "experts": "compute", "memory": "compute", "attention": "attention",
+        "collective": "collective", "network": "network", "waiting": "network",
+    }  # fmt: skip
+    detail = ", ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
+    return Binding(kind=kinds[kind], share=min(shares[kind], 1.0), shares=shares, detail=f"critical path: {detail}")
+
+
+def exactness_of(problem: Problem) -> Exactness:
+    """Capacity slots drop tokens when experts are unevenly loaded; everything else the search makes is exact."""
+    experts = problem.model.experts
+    drops = experts is not None and experts.capacity_factor is not None
+    return "drops-possible" if drops and any(layer.routed for layer in problem.model.layers) else "exact"
+
+
+def _threshold(policy: tuple[Choice, ...], phase: Phase) -> Threshold:
+    entries = [choice for choice in policy if choice.phase == phase]
+    pooled = [choice.min_tokens for choice in entries if choice.pool_gpus]
+    faster = [choice.min_tokens for choice in entries if _pool_beats_base(choice)]
+    return Threshold(phase=phase, tokens=min(pooled, default=None), pool_tokens=min(faster, default=None))
+
+
+def _pool_beats_base(choice: Choice) -> bool:
+    base = choice.baselines[0].step_s
+    pool = choice.best_pool.step_s if choice.best_pool is not None else None
+    return base is not None and pool is not None and pool.value < base.value

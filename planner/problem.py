@@ -1,0 +1,104 @@
+"""Problem: a scenario with its parts loaded: what every planning function works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from planner.rates import Rates, make_rates
+from planner.space import Question
+from simulator import presets, profile
+from simulator.allocation import Limits
+from simulator.cluster import Cluster
+from simulator.errors import ProfileError, SpecError
+from simulator.model import Model
+from simulator.profile import Profile
+from simulator.scenario import Objective, Scenario
+from simulator.workload import Bucket, Phase, Workload
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One planning question over a whole workload. ``profiles`` by GPU name."""
+
+    name: str
+    command: str
+    model: Model
+    cluster: Cluster
+    workload: Workload
+    profile_name: str
+    profiles: Mapping[str, Profile]
+    objective: Objective
+    limits: Limits
+
+    @property
+    def dtype(self) -> str:
+        """Activations' dtype: the weights', but bf16 over fp8 weights."""
+        return "bf16" if self.model.weight_dtype == "fp8" else self.model.weight_dtype
+
+    @cached_property
+    def rates(self) -> Rates:
+        return make_rates(self.cluster, self.profiles, self.dtype)
+
+    def question(self, phase: Phase, bucket: Bucket) -> Question:
+        """A bucket's planning question in one phase."""
+        batch = self.workload.prefill_batch if phase == "prefill" else self.workload.decode_batch
+        return Question(
+            self.model, self.cluster, phase, bucket.tokens, batch, self.limits.max_gpus, self.limits.base_gpus
+        )
+
+
+def load_problem(
+    scenario: Scenario,
+    *,
+    command: str = "",
+    ttft_slo_s: float | None = None,
+    tpot_slo_s: float | None = None,
+) -> Problem:
+    """The scenario's parts, read. SpecError where more GPUs are asked for than there are."""
+    cluster = presets.cluster(scenario.cluster)
+    most = cluster.num_ranks
+    if scenario.max_gpus is not None and scenario.max_gpus > most:
+        raise SpecError(
+            f"scenario {scenario.name}: max_gpus {scenario.max_gpus} exceeds the {most} of cluster {cluster.name}"
+        )
+    if scenario.base_gpus is not None and scenario.base_gpus > most:
+        raise SpecError(
+            f"scenario {scenario.name}: base_gpus {scenario.base_gpus} exceeds the {most} of {cluster.name}"
+        )
+    limits = Limits(
+        max_gpus=scenario.max_gpus or most,
+        base_gpus=scenario.base_gpus,
+        ttft_slo_s=ttft_slo_s,
+        tpot_slo_s=tpot_slo_s,
+    )
+    main = profile.load_profile(scenario.profile)
+    return Problem(
+        name=scenario.name,
+        command=command or f"plan make {scenario.name}",
+        model=presets.model(scenario.model),
+        cluster=cluster,
+        workload=presets.workload(scenario.workload),
+        profile_name=Path(scenario.profile).stem,
+        profiles=profiles_for(cluster, main),
+        objective=scenario.objective,
+        limits=limits,
+    )
+
+
+def profiles_for(cluster: Cluster, main: Profile) -> dict[str, Profile]:
+    """``main`` for its GPU type; the shipped profile of the same name for any other type of a mixed cluster."""
+    found: dict[str, Profile] = {}
+    for name in dict.fromkeys(node.gpu for node in cluster.nodes):
+        if name == main.gpu.name:
+            found[name] = main
+            continue
+        other = next((p for p in map(profile.load_profile, profile.preset_names()) if p.gpu.name == name), None)
+        if other is None:
+            raise ProfileError(
+                f"cluster {cluster.name}: profile {main.name} is of {main.gpu.name}, not of {name}; give one with --profile"
+            )
+        found[name] = other
+    return found

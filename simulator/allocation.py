@@ -1,0 +1,196 @@
+"""Allocation: the plan, as a file. A policy (phase, length bucket → placement) with why, how sure, and from what.
+
+Every predicted number is an ``Interval``: value, p05 and p95 in SI units, and a tag that says where it comes from
+(``fitted``: a calibrated profile; ``assumed``: part of it lies outside the calibrated range or on assumed links).
+What it leaves out: how the plan is executed (the executor lowers ``placement`` again: the same program).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+from simulator.files import Name, Record, to_json
+from simulator.placement import Placement
+from simulator.profile import Tag
+from simulator.scenario import Objective
+from simulator.workload import Phase
+
+Exactness = Literal["exact", "model-changing", "drops-possible"]
+BindingKind = Literal["compute", "attention", "network", "collective", "memory", "max_gpus", "slo"]
+
+
+class Interval(Record):
+    """A predicted number with its 90 % interval. Units are in the field that holds it."""
+
+    value: float
+    p05: float
+    p95: float
+    tag: Tag
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Interval:
+        if not self.p05 <= self.value <= self.p95:
+            raise ValueError(f"p05 {self.p05:.6g} ≤ value {self.value:.6g} ≤ p95 {self.p95:.6g} does not hold")
+        return self
+
+
+class Metrics(Record):
+    """What a step takes and yields. Prefill: ttft_s is the step; decode: tpot_s is the step."""
+
+    step_s: Interval
+    ttft_s: Interval | None = Field(description="seconds to the first token of the batch; prefill only")
+    tpot_s: Interval | None = Field(description="seconds an output token; decode only")
+    tokens_per_s: Interval = Field(description="prefill: prompt tokens/s; decode: output tokens/s")
+    tokens_per_s_per_gpu: Interval
+    gpu_seconds_per_token: Interval
+
+
+class RankBytes(Record):
+    """Bytes a rank needs while the policy's programs of this bucket run, and what its device has left (signed)."""
+
+    rank: int = Field(ge=0)
+    weights_bytes: int = Field(ge=0)
+    kv_cache_bytes: int = Field(ge=0)
+    activations_bytes: int = Field(ge=0)
+    buffers_bytes: int = Field(ge=0)
+    capacity_bytes: int = Field(gt=0)
+    headroom_bytes: int
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> RankBytes:
+        used = self.weights_bytes + self.kv_cache_bytes + self.activations_bytes + self.buffers_bytes
+        if self.capacity_bytes - used != self.headroom_bytes:
+            raise ValueError(
+                f"headroom_bytes {self.headroom_bytes} is not capacity − used {self.capacity_bytes - used}"
+            )
+        return self
+
+
+class Binding(Record):
+    """What the step's time is made of: the kind with the largest share, and the share of each on the critical path."""
+
+    kind: BindingKind
+    share: float = Field(ge=0, le=1, description="of the step's time")
+    shares: dict[str, float]
+    detail: str
+
+
+class Alternative(Record):
+    """A candidate that was not chosen. ``step_s`` None: never simulated, as it cannot be faster than ``bound_s``."""
+
+    name: str
+    placement: Placement | None
+    num_gpus: int = Field(ge=0)
+    pool_gpus: int = Field(ge=0)
+    step_s: Interval | None
+    bound_s: float | None = Field(default=None, description="proved lower bound of the step, seconds")
+    infeasible: str | None = Field(default=None, description="why it cannot run here")
+
+
+class ParetoPoint(Record):
+    """The fastest candidate with at most this many GPUs."""
+
+    num_gpus: int = Field(ge=1)
+    step_s: float = Field(gt=0)
+    name: str
+
+
+class Search(Record):
+    """How the choice was proved: candidates = bounded; the rest were simulated or lowered; gap 0 is exact."""
+
+    candidates: int = Field(ge=0)
+    lowered: int = Field(ge=0)
+    simulated: int = Field(ge=0)
+    gap: float = Field(ge=0, description="(incumbent − best remaining bound) / incumbent, 0: optimal")
+
+
+class Choice(Record):
+    """The placement of one phase and length bucket."""
+
+    phase: Phase
+    bucket: str
+    min_tokens: int = Field(ge=0)
+    max_tokens: int | None = Field(ge=1)
+    tokens: int = Field(ge=1, description="prompt length that was simulated")
+    batch: int = Field(ge=1)
+    placement: Placement
+    num_gpus: int = Field(ge=1)
+    pool_gpus: int = Field(ge=0)
+    metrics: Metrics
+    memory: tuple[RankBytes, ...]
+    binding: Binding
+    exactness: Exactness
+    runner_up: Alternative | None
+    margin: Interval | None = Field(
+        description="objective of the runner-up minus ours, over ours (shared errors cancel)"
+    )
+    too_close_to_call: bool
+    rule: Alternative = Field(description="the documents' fixed rule: 0/8/16/24/32 pool GPUs from 4096 tokens")
+    baselines: tuple[Alternative, ...]
+    best_pool: Alternative | None = Field(description="the fastest FA Pool on the base, chosen or not")
+    pareto: tuple[ParetoPoint, ...]
+    search: Search
+
+
+class Threshold(Record):
+    """First bucket edge (tokens) at which the phase's chosen placement has a pool; None: never. A result, not an input."""
+
+    phase: Phase
+    tokens: int | None
+    pool_tokens: int | None = Field(
+        description="first bucket edge at which some pool beats the base alone; None: never"
+    )
+    rule_tokens: int = Field(default=4096, description="the documents' fixed threshold")
+
+
+class Digests(Record):
+    """sha256 of every input's canonical JSON."""
+
+    model: str
+    cluster: str
+    workload: str
+    profiles: dict[str, str]
+
+
+class Limits(Record):
+    """The constraints the choice satisfies."""
+
+    max_gpus: int = Field(ge=1)
+    base_gpus: int | None = None
+    ttft_slo_s: float | None = Field(default=None, gt=0)
+    tpot_slo_s: float | None = Field(default=None, gt=0)
+
+
+class Allocation(Record):
+    """An allocation file."""
+
+    schema_version: Literal[1] = 1
+    name: Name
+    command: str = Field(description="makes this file again")
+    objective: Objective
+    limits: Limits
+    model: str
+    cluster: str
+    workload: str
+    profile: str
+    dtype: str
+    policy: tuple[Choice, ...] = Field(min_length=1)
+    thresholds: tuple[Threshold, ...]
+    digests: Digests
+    assumptions: tuple[str, ...] = ()
+
+    def choice(self, phase: Phase, tokens: int) -> Choice:
+        """The entry for a phase and length. LookupError if no bucket holds it."""
+        for entry in self.policy:
+            inside = entry.min_tokens <= tokens and (entry.max_tokens is None or tokens < entry.max_tokens)
+            if entry.phase == phase and inside:
+                return entry
+        raise LookupError(f"no {phase} entry of {self.name} holds {tokens} tokens")
+
+
+def digest(record: BaseModel) -> str:
+    """sha256 of the record's canonical JSON, in hex."""
+    return hashlib.sha256(to_json(record).encode("utf-8")).hexdigest()
