@@ -37,8 +37,8 @@ START: Mapping[str, Mapping[str, float]] = {
 # Choices a library makes that are not continuous; each combination is fitted, the best kept.
 VARIANTS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "gemm": {},
-    "attention_prefill": {"tile_q": (64.0, 128.0)},
-    "attention_decode": {"splits_single_heads": (0.0, 1.0)},
+    "attention_prefill": {"tile_q": (64.0, 128.0), "packs_groups": (0.0, 1.0), "splits_prefill": (0.0, 1.0)},
+    "attention_decode": {"splits_single_heads": (0.0, 1.0), "split_keys": (128.0, 256.0, 704.0)},
     "moe": {},
 }
 LOG_REACH = 3.5  # a coefficient may move by a factor e^3.5 = 33 from its start
@@ -133,8 +133,7 @@ def fit_coefficients(table: Table, device: Device, seed: int = 0) -> dict[str, f
     part = table.take(chosen)
     variants = VARIANTS[table.kernel]
     fits = [
-        _fit_variant(part, device, dict(zip(variants, values, strict=True)))
-        for values in product(*variants.values())
+        _fit_variant(part, device, dict(zip(variants, values, strict=True))) for values in product(*variants.values())
     ]
     return min(fits, key=lambda item: item[0])[1]
 
@@ -206,9 +205,7 @@ def _fit_few(table: Table, device: Device, options: FitOptions) -> tuple[Parts, 
     return _fit_given(table, coefficients, device, best[1]), best[2], table.seconds
 
 
-def _fit_given(
-    table: Table, coefficients: dict[str, float], device: Device, training: Training | None
-) -> Parts:
+def _fit_given(table: Table, coefficients: dict[str, float], device: Device, training: Training | None) -> Parts:
     if training is None:
         return coefficients, None
     shape = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device)

@@ -7,6 +7,7 @@ cosine schedule and an exponential average of the weights. Source: Kingma & Ba 2
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,9 @@ AVERAGE_RATE = 0.01
 class Training:
     """How residual networks are trained."""
 
-    width: int = 64
+    width: int = 96
     networks: int = 2
-    steps: int = 6000
+    steps: int = 16000
     batch: int = 256
     learning_rate: float = 4e-3
     weight_decay: float = 1e-5
@@ -35,10 +36,7 @@ class Training:
 
 
 def _start(sizes: list[int], rng: np.random.Generator) -> list[Float32]:
-    weights = [
-        rng.normal(0.0, np.sqrt(1.0 / a), (a, b)).astype(np.float32)
-        for a, b in zip(sizes, sizes[1:], strict=False)
-    ]
+    weights = [rng.normal(0.0, np.sqrt(1.0 / a), (a, b)).astype(np.float32) for a, b in pairwise(sizes)]
     return weights + [np.zeros(b, dtype=np.float32) for b in sizes[1:]]
 
 
@@ -65,10 +63,7 @@ def _train_one(x: Float32, target: Float32, options: Training, rng: np.random.Ge
             order = rng.permutation(len(x))
         picked = order[position * options.batch : (position + 1) * options.batch]
         rate = (
-            options.learning_rate
-            * 0.5
-            * (1.0 + np.cos(np.pi * step / options.steps))
-            * min(1.0, step / WARMUP_STEPS)
+            options.learning_rate * 0.5 * (1.0 + np.cos(np.pi * step / options.steps)) * min(1.0, step / WARMUP_STEPS)
         )
         for i, gradient in enumerate(_gradients(p, x[picked], target[picked])):
             first[i] += np.float32(1.0 - BETA1) * (gradient - first[i])

@@ -103,18 +103,12 @@ class _Tiling:
     fill: Array
 
 
-def _tile_seconds(
-    x: Array, c: Coefficients, device: Device, tile: tuple[float, float, str], split: bool
-) -> _Tiling:
+def _tile_seconds(x: Array, c: Coefficients, device: Device, tile: tuple[float, float, str], split: bool) -> _Tiling:
     """One tile shape: waves x (depth x tile FLOPs / one SM's rate + tile cost), overlapped with traffic."""
     m, n, k = x[:, 0], x[:, 1], x[:, 2]
     rows, columns, efficiency = tile
     tiles = ceil_div(m, rows) * ceil_div(n, columns)
-    parts = (
-        np.clip(np.floor(device.num_sms / tiles), 1.0, np.maximum(1.0, k / SPLIT_K_MIN_DEPTH))
-        if split
-        else 1.0
-    )
+    parts = np.clip(np.floor(device.num_sms / tiles), 1.0, np.maximum(1.0, k / SPLIT_K_MIN_DEPTH)) if split else 1.0
     num_tiles = np.asarray(tiles * parts)
     waves = ceil_div(num_tiles, device.num_sms)
     sm_flop_per_s = device.flop_per_s / device.num_sms * c[efficiency]
@@ -126,39 +120,40 @@ def _tile_seconds(
     seconds = soft_max([compute, memory, l2], c["sharpness"])
     if split:
         partial_bytes = 2.0 * (parts - 1.0) * m * n * ACCUMULATOR_BYTES
-        seconds = (
-            seconds + c["split_s"] * (parts > 1.0) + partial_bytes / (bandwidth * c["l2_bandwidth_ratio"])
-        )
+        seconds = seconds + c["split_s"] * (parts > 1.0) + partial_bytes / (bandwidth * c["l2_bandwidth_ratio"])
     return _Tiling(seconds, num_tiles, num_tiles / (waves * device.num_sms))
 
 
 def gemm(x: Array, c: Coefficients, device: Device) -> Physics:
-    """The fastest tile shape, as a library's heuristic would choose; see ``_tile_seconds``."""
+    """The fastest tile shape, as a library's heuristic would choose; see ``_tile_seconds``.
+
+    The residual also sees how much slower the other shapes are (a heuristic errs among close ones) and how full
+    each shape's last wave would be.
+    """
     m, n, k = x[:, 0], x[:, 1], x[:, 2]
-    best = np.full(len(x), np.inf)
-    second = np.full(len(x), np.inf)
-    chosen_tiles, chosen_fill = np.ones(len(x)), np.ones(len(x))
-    chosen_area = np.zeros(len(x))
-    plain: list[_Tiling] = []
-    for tile in GEMM_TILES:
-        for split in (False, True):
-            tiling = _tile_seconds(x, c, device, tile, split)
-            if not split:
-                plain.append(tiling)
-            better = tiling.seconds < best
-            second = np.where(better, best, np.minimum(second, tiling.seconds))
-            best = np.where(better, tiling.seconds, best)
-            chosen_tiles = np.where(better, tiling.num_tiles, chosen_tiles)
-            chosen_fill = np.where(better, tiling.fill, chosen_fill)
-            chosen_area = np.where(better, np.log2(tile[0] * tile[1]), chosen_area)
+    plain = [_tile_seconds(x, c, device, tile, split=False) for tile in GEMM_TILES]
+    split = [_tile_seconds(x, c, device, tile, split=True) for tile in GEMM_TILES[2:]]
+    seconds = np.stack([tiling.seconds for tiling in (*plain, *split)])
+    chosen = seconds.argmin(axis=0)
+    everyone = np.arange(len(x))
+    best = seconds[chosen, everyone]
+    num_tiles = np.stack([tiling.num_tiles for tiling in (*plain, *split)])[chosen, everyone]
+    fill = np.stack([tiling.fill for tiling in (*plain, *split)])[chosen, everyone]
     flops = 2.0 * m * n * k
     num_bytes = (m * k + k * n + m * n) * device.element_bytes
     floor = np.maximum(flops / device.flop_per_s, num_bytes / device.bytes_per_s)
     base = c["launch_s"] + best
+    slower = [np.minimum(log2(tiling.seconds / best), 2.0) for tiling in plain]
     features = [
         log2(m), log2(n), log2(k), log2(flops), log2(num_bytes), log2(floor / base), log2(best / c["launch_s"]),
-        log2(chosen_tiles), chosen_fill, chosen_area, log2(second / best),
-        plain[0].fill, plain[1].fill, plain[2].fill, plain[3].fill, plain[5].fill,
+        log2(num_tiles), fill, (chosen >= len(plain)) * 1.0, *slower, *(tiling.fill for tiling in plain),
+        np.minimum(log2(split[0].seconds / best), 2.0), np.minimum(log2(split[3].seconds / best), 2.0),
         np.minimum(m, 16.0), np.minimum(m, 64.0) / 8.0, (m % 16.0 == 0.0) * 1.0, (m % 128.0) / 128.0,
+        (m % 256.0) / 256.0, (n % 256.0) / 256.0, np.minimum(waves_of(plain[0], device), 6.0),
+        np.minimum(waves_of(plain[2], device), 6.0), np.minimum(waves_of(plain[5], device), 6.0),
     ]  # fmt: skip
     return Physics(base, floor, np.stack(features, axis=1))
+
+
+def waves_of(tiling: _Tiling, device: Device) -> Array:
+    return tiling.num_tiles / device.num_sms

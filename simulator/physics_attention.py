@@ -18,7 +18,8 @@ from simulator.physics import Array, Coefficients, Device, Physics, ceil_div, lo
 
 BLOCK_K = 64.0  # keys a step of the inner loop
 DECODE_ROWS = 64.0  # query heads that share one KV head and fit one decode CTA
-SPLIT_MIN_KEYS = 256.0  # a split of the keys is never shorter
+PREFILL_SPLIT_KEYS = 256.0  # a part of a split prefill is never shorter
+FILL_TARGET, FILL_ENOUGH, MAX_SPLITS = 0.85, 0.8, 128.0  # flash attention's num_splits heuristic
 
 PREFILL_START: Mapping[str, float] = {
     "launch_s": 9e-6,
@@ -26,7 +27,9 @@ PREFILL_START: Mapping[str, float] = {
     "lone_cta_speedup": 1.5,
     "cta_s": 1.5e-6,
     "tail_share": 0.3,
-    "bandwidth_share": 0.7,
+    "query_bandwidth_share": 0.5,
+    "cache_bandwidth_share": 0.3,
+    "merge_s": 3e-6,
     "sharpness": 3.0,
 }
 DECODE_START: Mapping[str, float] = {
@@ -34,7 +37,9 @@ DECODE_START: Mapping[str, float] = {
     "bandwidth_share": 0.75,
     "cta_s": 3e-6,
     "key_s": 2e-8,
-    "merge_s": 5e-6,
+    "merge_s": 3e-6,
+    "merge_part_s": 1e-7,
+    "single_launch_s": 1e-5,
     "sharpness": 3.0,
 }
 
@@ -77,32 +82,70 @@ def attended_pairs(x: Array) -> Array:
     return np.asarray(np.where(causal > 0.0, rows, seq_q * window))
 
 
+def key_splits(ctas: Array, keys: Array, num_sms: int, split_keys: float) -> Array:
+    """Parts along the keys: the fewest that fill the SMs to 85 %, as flash attention's heuristic does.
+
+    None when the CTAs alone fill 80 % of the SMs, or when a part would be shorter than ``split_keys``.
+    """
+    fewest = np.ceil(FILL_TARGET * num_sms / ctas)
+    chosen = fewest + 2.0
+    for extra in (1.0, 0.0):
+        waves = ctas * (fewest + extra) / num_sms
+        chosen = np.where(waves / np.ceil(waves) >= FILL_TARGET, fewest + extra, chosen)
+    most = np.maximum(1.0, np.floor(keys / split_keys))
+    return np.where(ctas >= FILL_ENOUGH * num_sms, 1.0, np.clip(chosen, 1.0, np.minimum(most, MAX_SPLITS)))
+
+
+def _head_tiles(x: Array, c: Coefficients) -> tuple[Array, Array]:
+    """(CTAs, query rows of one CTA's tile that are real): heads of a group share a tile when that wastes less.
+
+    ``packs_groups`` 0: only a single query is packed (FlashAttention-2); 1: whenever tiles fill better (3).
+    """
+    batch, seq_q, heads, kv_heads = x[:, 0], x[:, 1], x[:, 3], x[:, 4]
+    tile_q, group = c["tile_q"], heads / kv_heads
+    plain = ceil_div(seq_q, tile_q)
+    packed = ceil_div(seq_q * group, tile_q)
+    better = packed < 0.9 * plain * group
+    pack = better & ((seq_q == 1.0) | (c["packs_groups"] > 0.0))
+    return np.where(pack, batch * kv_heads * packed, batch * heads * plain), pack * 1.0
+
+
 def prefill(x: Array, c: Coefficients, device: Device) -> Physics:
-    """Makespan of the CTAs on the SMs: total work spread evenly, or the longest CTA, plus launch and traffic."""
+    """Makespan of the CTAs (work spread evenly, or the longest CTA), then queries, outputs and new keys moved.
+
+    New keys and values are also written to the KV cache by a kernel of its own, so their bytes do not overlap
+    with the scores; a prefix is only read, at the device's bandwidth, and does.
+    """
     batch, seq_q, seq_kv, heads, kv_heads, head_dim = (x[:, i] for i in range(6))
     tile_q = c["tile_q"]
     tiles, keys, longest = walked_keys(x, tile_q)
-    ctas = batch * heads * tiles
+    mean_keys = keys / tiles
+    ctas, packed = _head_tiles(x, c)
+    parts = np.where(c["splits_prefill"] > 0.0, key_splits(ctas, mean_keys, device.num_sms, PREFILL_SPLIT_KEYS), 1.0)
     sm_flop_per_s = device.flop_per_s / device.num_sms * c["efficiency"]
     key_s = 4.0 * tile_q * head_dim / sm_flop_per_s
-    even = (batch * heads * keys * key_s + ctas * c["cta_s"]) / device.num_sms
-    alone = longest * key_s / c["lone_cta_speedup"] + c["cta_s"]
+    even = ctas * (mean_keys * key_s + c["cta_s"]) / device.num_sms
+    alone = longest / parts * key_s / c["lone_cta_speedup"] + c["cta_s"]
     read_keys = np.where(x[:, 7] > 0.0, np.minimum(seq_kv, x[:, 7] + seq_q), seq_kv)
-    num_bytes = batch * (2.0 * seq_q * heads + 2.0 * read_keys * kv_heads) * head_dim * device.element_bytes
-    memory = num_bytes / (device.bytes_per_s * c["bandwidth_share"])
-    tail = c["tail_share"] * alone * np.minimum(1.0, even / alone)
-    work = soft_max([even, alone, memory], c["sharpness"]) + tail
+    row_bytes = batch * head_dim * device.element_bytes
+    prefix = 2.0 * np.maximum(read_keys - seq_q, 0.0) * kv_heads * row_bytes / device.bytes_per_s
+    moved = 2.0 * seq_q * row_bytes / device.bytes_per_s
+    traffic = moved * heads / c["query_bandwidth_share"] + moved * kv_heads / c["cache_bandwidth_share"]
+    tail = c["tail_share"] * alone * np.minimum(1.0, even / alone) + c["merge_s"] * (parts > 1.0)
+    work = soft_max([even, alone, prefix], c["sharpness"]) + tail + traffic
     base = c["launch_s"] + work
     flops = 4.0 * batch * heads * head_dim * attended_pairs(x)
+    num_bytes = (2.0 * seq_q * heads + 2.0 * read_keys * kv_heads) * row_bytes
     floor = np.maximum(flops / device.flop_per_s, num_bytes / device.bytes_per_s)
-    mean_keys = keys / tiles
-    waves = ctas / device.num_sms
+    waves = ctas * parts / device.num_sms
+    windowed = (x[:, 7] > 0.0) & (x[:, 7] < seq_kv)
     features = [
-        log2(ctas), log2(mean_keys), log2(even / alone), log2(memory / even), log2(work / c["launch_s"]),
-        log2(heads / kv_heads), log2(batch * kv_heads), log2(heads), log2(head_dim),
-        waves / np.ceil(waves), np.minimum(waves, 4.0), log2(np.minimum(seq_q, 256.0)), (seq_q == 1.0) * 1.0,
-        np.minimum(seq_q / tile_q, 8.0), log2(flops / (4.0 * batch * heads * head_dim * keys * tile_q)),
-        log2(num_bytes),
+        log2(ctas), log2(mean_keys), log2(even / alone), log2(traffic / even), log2(work / c["launch_s"]),
+        log2(heads / kv_heads), log2(batch * kv_heads), log2(heads), log2(head_dim), log2(parts),
+        waves / np.ceil(waves), waves / 2.0 / np.ceil(waves / 2.0), np.minimum(waves, 4.0),
+        log2(np.minimum(seq_q, 256.0)), (seq_q == 1.0) * 1.0,
+        np.minimum(seq_q / tile_q, 8.0), log2(flops / (4.0 * head_dim * ctas * mean_keys * tile_q)),
+        log2(num_bytes), windowed * 1.0, x[:, 6], packed,
     ]  # fmt: skip
     return Physics(base, floor, np.stack(features, axis=1))
 
@@ -112,23 +155,25 @@ def decode(x: Array, c: Coefficients, device: Device) -> Physics:
     batch, context, heads, kv_heads, head_dim, window = (x[:, i] for i in range(6))
     keys = np.where(window > 0.0, np.minimum(window, context), context)
     group = heads / kv_heads
+    single = group == 1.0
     ctas = batch * kv_heads * ceil_div(group, DECODE_ROWS)
-    room = np.maximum(1.0, np.floor(device.num_sms / ctas))
-    parts = np.clip(room, 1.0, np.maximum(1.0, np.floor(keys / SPLIT_MIN_KEYS)))
-    parts = np.where((group > 1.0) | (c["splits_single_heads"] > 0.0), parts, 1.0)
+    parts = key_splits(ctas, keys, device.num_sms, c["split_keys"])
+    parts = np.where(~single | (c["splits_single_heads"] > 0.0), parts, 1.0)
     num_bytes = batch * (2.0 * heads + 2.0 * keys * kv_heads) * head_dim * device.element_bytes
     memory = num_bytes / (device.bytes_per_s * c["bandwidth_share"])
     waves = ctas * parts / device.num_sms
     chain = keys / parts * c["key_s"] * head_dim / 128.0
     issue = waves * c["cta_s"]
-    work = soft_max([memory, chain, issue], c["sharpness"]) + c["merge_s"] * (parts > 1.0)
-    base = c["launch_s"] + work
+    merge = (c["merge_s"] + c["merge_part_s"] * parts) * (parts > 1.0)
+    work = soft_max([memory, chain, issue], c["sharpness"]) + merge
+    base = np.where(single, c["single_launch_s"], c["launch_s"]) + work
     flops = 4.0 * batch * heads * head_dim * keys
     floor = np.maximum(flops / device.flop_per_s, num_bytes / device.bytes_per_s)
     features = [
         log2(ctas), log2(keys), log2(batch), log2(kv_heads), log2(group), log2(head_dim), log2(parts),
         log2(memory / chain), log2(memory / issue), log2(work / c["launch_s"]), log2(num_bytes),
         np.minimum(ceil_div(ctas, device.num_sms), 16.0), waves / np.ceil(waves), np.minimum(waves, 4.0),
-        (group == 1.0) * 1.0, log2(np.minimum(keys, 512.0)),
+        waves / 2.0 / np.ceil(waves / 2.0),
+        single * 1.0, log2(np.minimum(keys, 512.0)), (keys < context) * 1.0,
     ]  # fmt: skip
     return Physics(base, floor, np.stack(features, axis=1))

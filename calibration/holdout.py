@@ -1,0 +1,199 @@
+"""The accuracy table: what profiles predict for rows they were not fitted on (``docs/accuracy.md``).
+
+Every line is a fit of its own on the rows a split leaves, by the same function that makes shipped profiles.
+MAPE is the mean of |predicted/measured − 1| in per cent, p90 its ninth decile, coverage the share of held-out
+rows inside the 90 % interval. Beside ours: the datasheet roofline, a fitted roofline (launch + the slower of
+fitted FLOP/s and bytes/s), the physical model alone and the documents' layers on raw columns.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.optimize import least_squares
+
+from calibration.fit import START, VARIANTS, FitOptions, device_for, fit_model
+from calibration.importers import aiconfigurator
+from calibration.predictor import paired_samples, raw_predictor, train_predictor
+from calibration.rows import Table, TimedRow, tables
+from calibration.splits import SPLITS, TEST_SHARE, Mask
+from calibration.transfers import collective_curves
+from simulator.cluster import Gpu
+from simulator.collective_curve import curve_seconds
+from simulator.cost import PHYSICAL_MODELS, predict_rows
+from simulator.kernel import GroupCollective
+from simulator.physics import Array
+
+CURVE_POINTS = 8  # measured sizes a curve keeps in the NCCL line
+LARGE_BYTES = 128e6
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One split of one class on one device; errors in per cent, NaN where a method was not run."""
+
+    device: str
+    kernel: str
+    split: str
+    num_fitted: int
+    num_held_out: int
+    mape: float
+    p90: float
+    coverage: float = float("nan")
+    datasheet_roof: float = float("nan")
+    fitted_roof: float = float("nan")
+    physical: float = float("nan")
+    raw_mlp: float = float("nan")
+
+
+def percent_errors(predicted_s: Array, measured_s: Array) -> Array:
+    return np.asarray(100.0 * np.abs(predicted_s / measured_s - 1.0))
+
+
+def fitted_roof(fit: Table, held: Table, gpu: Gpu) -> Array:
+    """launch + max(FLOPs/a, bytes/b) with launch, a and b fitted: what a roofline can do at best."""
+    device = device_for(fit.dtype, gpu)
+    coefficients = dict.fromkeys(_any_coefficients(fit.kernel), 1.0)
+
+    def parts(table: Table) -> Array:
+        return PHYSICAL_MODELS[table.kernel](table.x, coefficients, device).floor_s
+
+    def seconds(theta: Array, floor: Array) -> Array:
+        return np.asarray(np.exp(theta[0]) + np.exp(theta[1]) * floor)
+
+    floor, log_seconds = parts(fit), np.log(fit.seconds)
+    start = np.array([np.log(float(fit.seconds.min())), 0.0])
+    solved = least_squares(lambda t: np.log(seconds(t, floor)) - log_seconds, start, loss="soft_l1", f_scale=0.1)
+    return seconds(solved.x, parts(held))
+
+
+def _any_coefficients(kernel: str) -> tuple[str, ...]:
+    return (*START[kernel], *VARIANTS[kernel])
+
+
+def line(table: Table, split: str, gpu: Gpu, options: FitOptions) -> Line:
+    """Fit on what ``split`` leaves, predict what it holds out."""
+    mask: Mask = SPLITS[table.kernel][split](table)
+    fit, held = table.take(~mask), table.take(mask)
+    model = fit_model(fit, gpu, options)
+    prediction = predict_rows(held.x, model, gpu)
+    errors = percent_errors(prediction.seconds, held.seconds)
+    shape = PHYSICAL_MODELS[table.kernel](held.x, model.coefficients, device_for(table.dtype, gpu))
+    covered = (prediction.p05_s <= held.seconds) & (held.seconds <= prediction.p95_s)
+
+    def mean(seconds: Array) -> float:
+        return float(percent_errors(seconds, held.seconds).mean())
+
+    return Line(
+        device=gpu.name,
+        kernel=f"{table.kernel} {table.dtype}",
+        split=split,
+        num_fitted=len(fit.seconds),
+        num_held_out=len(held.seconds),
+        mape=float(errors.mean()),
+        p90=float(np.quantile(errors, 0.9)),
+        coverage=100.0 * float(covered.mean()),
+        datasheet_roof=mean(shape.floor_s),
+        fitted_roof=mean(fitted_roof(fit, held, gpu)),
+        physical=mean(shape.base_s),
+        raw_mlp=mean(raw_predictor(fit, options.seed)(held)),
+    )
+
+
+def nccl_lines(rows: Sequence[TimedRow], device: str) -> Iterator[Line]:
+    """Curves from CURVE_POINTS sizes (log-spaced, both ends kept), errors on the others; and sizes beyond."""
+    curves = collective_curves([row for row in rows if isinstance(row.kernel, GroupCollective)])
+    inner: list[Array] = []
+    beyond: list[Array] = []
+    for curve in curves:
+        sizes, seconds = np.array(curve.bytes), np.array(curve.seconds)
+        kept = np.unique(np.round(np.linspace(0, len(sizes) - 1, CURVE_POINTS)).astype(int))
+        few = curve.model_copy(update={"bytes": tuple(sizes[kept]), "seconds": tuple(seconds[kept])})
+        out = np.setdiff1d(np.arange(len(sizes)), kept)
+        inner.append(percent_errors(curve_seconds(sizes[out], few), seconds[out]))
+        small = sizes < LARGE_BYTES
+        short = curve.model_copy(update={"bytes": tuple(sizes[small]), "seconds": tuple(seconds[small])})
+        beyond.append(percent_errors(curve_seconds(sizes[~small], short), seconds[~small]))
+    for split, parts, fitted in (
+        (f"{CURVE_POINTS} points a curve", inner, CURVE_POINTS * len(curves)),
+        ("beyond 128 MB", beyond, sum(len(c.bytes) for c in curves) - sum(map(len, beyond))),
+    ):
+        errors = np.concatenate(parts)
+        yield Line(device, "nccl", split, fitted, len(errors), float(errors.mean()), float(np.quantile(errors, 0.9)))
+
+
+def predictor_line(rows: Sequence[TimedRow], gpu: Gpu, seed: int) -> Iterator[Line]:
+    """The documents' predictor on pairs: random fifth, and sequences beyond 4096 when fitted below."""
+    by_class = {(table.kernel, table.dtype): table for table in tables(rows)}
+    if not {("attention_prefill", "bf16"), ("moe", "bf16")} <= set(by_class):
+        return
+    pairs = paired_samples(
+        by_class["attention_prefill", "bf16"], by_class["moe", "bf16"], gpu.memory_bandwidth_bytes_per_s
+    )
+    x, y = pairs
+    random = np.random.default_rng(seed).random(len(x)) < TEST_SHARE
+    for split, mask in (("random", random), ("beyond seq > 4096", x[:, 0] > 4096)):
+        predicted = train_predictor(x[~mask], y[~mask], seed)(x[mask])
+        errors = percent_errors(predicted, np.exp(y[mask]))
+        for index, name in enumerate(("T_attention", "T_moe")):
+            yield Line(
+                gpu.name,
+                f"documents' predictor {name}",
+                split,
+                int((~mask).sum()),
+                int(mask.sum()),
+                float(errors[:, index].mean()),
+                float(np.quantile(errors[:, index], 0.9)),
+            )
+
+
+def table(
+    rows: Sequence[TimedRow], gpu: Gpu, options: FitOptions, kernels: Sequence[str] = tuple(SPLITS)
+) -> Iterator[Line]:
+    """Every line of one device, as it is ready: bf16 (and any other dtype's random split)."""
+    for part in tables(rows):
+        if part.kernel not in kernels:
+            continue
+        for split in SPLITS[part.kernel]:
+            if part.dtype == "bf16" or split == "random":
+                yield line(part, split, gpu, options)
+    yield from nccl_lines(rows, gpu.name)
+    yield from predictor_line(rows, gpu, options.seed)
+
+
+HEADER = (
+    "| device | class | held out | fitted | held | MAPE | p90 | coverage | datasheet roof | fitted roof "
+    "| physical | raw MLP |\n|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def render(entry: Line) -> str:
+    """One row of the Markdown table; a dash where a method was not run."""
+
+    def number(value: float, digits: int) -> str:
+        return "–" if np.isnan(value) else f"{value:.{digits}f}"
+
+    others = (entry.datasheet_roof, entry.fitted_roof, entry.physical, entry.raw_mlp)
+    cells = [entry.device, entry.kernel, entry.split, str(entry.num_fitted), str(entry.num_held_out)]
+    cells += [f"**{entry.mape:.2f}**", number(entry.p90, 1), number(entry.coverage, 1)]
+    return "| " + " | ".join([*cells, *(number(value, 1) for value in others)]) + " |"
+
+
+def main(systems: Sequence[str], folder: Path | None = None) -> None:
+    """Print the table of the given presets: ``python -m calibration.holdout a100-sxm4-80gb``."""
+    from calibration.presets import FRAMEWORK, GPU_NAMES, SYSTEMS
+
+    print(HEADER, flush=True)
+    for name in systems or SYSTEMS:
+        rows = aiconfigurator.load_rows(folder, SYSTEMS[name], FRAMEWORK).rows
+        gpu = aiconfigurator.load_gpu(folder, SYSTEMS[name], GPU_NAMES[name])
+        for entry in table(rows, gpu, FitOptions(name=name)):
+            print(render(entry), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
