@@ -1,8 +1,9 @@
 """Chrome trace: a timeline as JSON that Perfetto and chrome://tracing open.
 
 A process a rank (named by node and GPU), a thread a stream, a slice an operation with its layer, micro-batch and
-bytes, an arrow from every Send to its Recv, and one more process with a counter for each link's load in GB/s (where the
-timeline recorded loads; links that never limit a rate have none). Times are microseconds. The same timeline gives the same bytes.
+bytes, an arrow from every Send to its Recv, and one more process with a counter for each link's load in GB/s (where
+the timeline recorded loads; links that never limit a rate have none). Times are microseconds. The same timeline gives
+the same bytes.
 Source: Trace Event Format (Google, 2016): events X, M, s/f, C.
 """
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from simulator.collective_cost import Call, CollectiveCost, collective_cost
 from simulator.engine import run
 from simulator.program import Operation
 from simulator.topology import Topology
-from tests.hand_made import cluster, compute, program, recv, send
+from tests.hand_made import cluster, collective, compute, program, recv, send
 
 GB = 10**9
 
@@ -214,24 +216,22 @@ def test_a_chain_of_messages_takes_the_chain_formula(ranks: int, chunks: int) ->
 
 
 def test_a_binomial_tree_of_messages_takes_the_broadcast_formula() -> None:
+    """After the round with distance d, ranks 0..2d−1 hold x. A marker makes a rank's sends follow one another."""
     ranks, size = 8, 1_000_000
     lists: list[list[Operation]] = [[compute(writes=["x"])]] + [[] for _ in range(ranks - 1)]
-    for step in (1, 2, 4):  # after a round with distance d, ranks 0..2d−1 hold x
+    for step in (1, 2, 4):
         for rank in range(step):
-            lists[rank].append(send(rank + step, "x", size))
+            ordered = replace(send(rank + step, "x", size), reads=("x", "sent"), writes=("sent",))
+            lists[rank].append(ordered)
             lists[rank + step].append(recv(rank, "x", size))
-    # a rank sends its rounds one after another: on one port two sends at once would take as long as both in turn,
-    # but the second round's receiver would wait; a marker value makes round k+1 wait for round k
     built = program(*lists)
     got = run(built, cluster(8, latency_s=2e-6), [[0.0] * len(o) for o in built.ranks])
-    assert got.duration_s >= forms.binomial_broadcast_s(ranks, size, 2e-6, 1e9) * (1 - 1e-9)
+    assert got.duration_s == pytest.approx(forms.binomial_broadcast_s(ranks, size, 2e-6, 1e9), rel=1e-9)
 
 
 @pytest.mark.parametrize("algorithm", ["ring", "tree", "hierarchical"])
 @pytest.mark.parametrize("nodes", [1, 2, 4])
 def test_the_engine_takes_exactly_the_cost_of_a_collective_alone(algorithm: str, nodes: int) -> None:
-    from tests.hand_made import collective
-
     machine = cluster(4, nodes, link=300e9, nic=25e9, latency_s=1e-6, nic_latency_s=5e-6)
     ranks = tuple(range(4 * nodes))
     built = program(*[[collective(ranks, GB, algorithm=algorithm)] for _ in ranks])

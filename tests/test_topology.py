@@ -1,5 +1,7 @@
 """Topology: resources, capacities, routes; arithmetic routes equal networkx shortest paths."""
 
+from itertools import pairwise
+
 import networkx as nx
 import pytest
 from hypothesis import given, settings
@@ -97,7 +99,7 @@ def test_routes_are_the_shortest_paths_of_the_graph(
     others = [f"gpu {rank}" for rank in range(gpus * nodes) if rank not in (source, target)]
     drawn = nx.restricted_view(graph(topology), others, [])
     path = nx.shortest_path(drawn, f"gpu {source}", f"gpu {target}", weight="latency_s")
-    edges = [drawn.edges[edge] for edge in zip(path, path[1:], strict=False)]
+    edges = [drawn.edges[edge] for edge in pairwise(path)]
     assert tuple(e["resource"] for e in edges if e["resource"] is not None) == topology.route(source, target).resources
     if source != target:
         assert sum(e["latency_s"] for e in edges) == pytest.approx(topology.hop_s(source, target))
