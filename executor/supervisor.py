@@ -21,7 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from executor.progress import ProgressFile, RankProgress, State
-from executor.worker import Failure, read_frame, write_frame
+from executor.worker import Failure, failure_of, read_frame, write_frame
 from simulator.errors import ExecutionError
 
 POLL_S = 0.02
@@ -82,6 +82,8 @@ class Supervisor:
                 self._answers.put((rank, read_frame(popen.stdout)))
         except (EOFError, OSError, ValueError):
             return
+        except Exception as error:  # an answer of a class this process does not know
+            self._answers.put((rank, failure_of(error)))
 
     def run(
         self,

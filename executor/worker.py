@@ -105,4 +105,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # by its real name, so that what is pickled here is known there
+    from executor.worker import main as start
+
+    start()
