@@ -45,7 +45,8 @@ def tick(at_s: float) -> Tick:
 
 
 def play(rules: PoolRules, *events: PoolEvent) -> tuple[PoolState, list[Decision]]:
-    state, log = idle_pool(rules), []
+    state = idle_pool(rules)
+    log: list[Decision] = []
     for event in events:
         state, decisions = decide(state, event, rules)
         log.extend(decisions)
