@@ -106,7 +106,11 @@ def _add_allocation(commands: Commands) -> None:  # type: ignore[valid-type]
     simulate.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome/Perfetto trace")
     _json(simulate)
     run = _command(commands, "run", "run:run", "run the plan: prefill, then decode, checked against the reference")
-    _entry_options(run)
+    run.add_argument("allocation", type=Path)
+    run.add_argument("--tokens", type=int, metavar="N", help="prompt length (default: the first bucket's)")
+    run.add_argument(
+        "--candidate", choices=("chosen", "pool", "rule"), default="chosen", help="the plan, its best pool, or the rule"
+    )
     run.add_argument("--on", choices=("auto", "cpu", "cuda", "replay"), default="auto")
     run.add_argument("--repeats", type=int, default=3, metavar="N")
     run.add_argument("--decode-tokens", type=int, default=32, metavar="N")

@@ -53,6 +53,15 @@ class MeasuredStep(Record):
     ranks: tuple[RankSpans, ...]
 
 
+class Question(Record):
+    """What of an allocation was run: enough to lower the same programs again."""
+
+    tokens: int = Field(ge=1, description="prompt length")
+    batch: int = Field(ge=1)
+    decoded_tokens: int = Field(ge=0)
+    candidate: Literal["chosen", "pool", "rule"] = "chosen"
+
+
 class Measurement(Record):
     """A measurement file. Times of ``replay`` are of compute operations; its transfers take none."""
 
@@ -60,6 +69,7 @@ class Measurement(Record):
     tag: Literal["measured", "replayed"]
     place: Place
     allocation: str | None = Field(default=None, description="digest of the allocation that was run")
+    question: Question | None = None
     environment: Environment
     dtype: str
     steps: tuple[MeasuredStep, ...]

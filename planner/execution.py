@@ -1,0 +1,173 @@
+"""Execution: from an allocation to the programs of one generation, and to what was measured when they ran.
+
+The programs are lowered anew from the placements in the file, so what runs is what was planned. A generation uses the
+prefill entry's batch for both phases; its KV cache is left where the decode entry's placement reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from simulator import presets
+from simulator.allocation import Allocation, Choice, digest
+from simulator.cluster import Cluster
+from simulator.errors import InfeasibleError, SpecError
+from simulator.lowering import lower
+from simulator.measurement import Measurement, Question
+from simulator.model import Model
+from simulator.placement import Placement
+from simulator.profile import Profile, load_profile
+from simulator.program import Program
+from simulator.workload import Sequences, Step, prefill_step
+
+if TYPE_CHECKING:
+    from executor.session import Generation
+
+On = Literal["auto", "cpu", "cuda", "replay"]
+SEED = 0
+CHECKABLE_PARAMETERS = 100_000_000  # a second or two a token for the eager reference on one core
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """An allocation's inputs, checked against the digests it was planned with."""
+
+    model: Model
+    cluster: Cluster
+    profiles: Mapping[str, Profile]
+
+
+def inputs(allocation: Allocation) -> Inputs:
+    """Model, cluster and profiles by the names in the file; SpecError if one has changed since it was planned."""
+    model, cluster = presets.model(allocation.model), presets.cluster(allocation.cluster)
+    profile = load_profile(allocation.profile)
+    for name, record, expected in (
+        ("model", model, allocation.digests.model),
+        ("cluster", cluster, allocation.digests.cluster),
+    ):
+        if digest(record) != expected:
+            raise SpecError(
+                f"{allocation.name}: {name} {getattr(allocation, name)!r} has changed since it was planned; plan again"
+            )
+    return Inputs(model, cluster, {profile.gpu.name: profile})
+
+
+def programs(allocation: Allocation, found: Inputs, question: Question) -> tuple[Program, ...]:
+    """The prefill program and one a decoded token."""
+    prefill = placement_of(entry(allocation, "prefill", question.tokens), question)
+    decode = placement_of(entry(allocation, "decode", question.tokens), question)
+    nodes = tuple(node for node, _, _ in found.cluster.rank_nodes())
+    step = prefill_step(question.batch, question.tokens)
+    made = [lower(found.model, step, prefill, nodes=nodes, dtype=allocation.dtype, cache=decode)]
+    for number in range(question.decoded_tokens):
+        context = Sequences(question.batch, question.tokens + number, 1, question.tokens)
+        made.append(lower(found.model, Step("decode", (context,)), decode, nodes=nodes, dtype=allocation.dtype))
+    return tuple(made)
+
+
+def entry(allocation: Allocation, phase: Literal["prefill", "decode"], tokens: int) -> Choice:
+    """The policy's entry, or SpecError naming the lengths it covers."""
+    try:
+        return allocation.choice(phase, tokens)
+    except LookupError as error:
+        raise SpecError(f"--tokens {tokens}: {error}") from error
+
+
+def placement_of(choice: Choice, question: Question) -> Placement:
+    """The chosen placement, the best pool, or the documents' rule."""
+    match question.candidate:
+        case "chosen":
+            return choice.placement
+        case "pool":
+            alternative = choice.best_pool
+        case "rule":
+            alternative = choice.rule
+    if alternative is None or alternative.placement is None:
+        raise InfeasibleError(f"{choice.phase} at {choice.tokens} tokens: no {question.candidate} candidate fits here")
+    return alternative.placement
+
+
+def default_question(allocation: Allocation, tokens: int | None, decoded_tokens: int, candidate: str) -> Question:
+    """``tokens`` None: the first prefill entry's."""
+    first = next((choice for choice in allocation.policy if choice.phase == "prefill"), None)
+    if first is None:
+        raise SpecError(f"{allocation.name}: has no prefill entry to run")
+    length = first.tokens if tokens is None else tokens
+    chosen = entry(allocation, "prefill", length)
+    return Question.model_validate(
+        {"tokens": length, "batch": chosen.batch, "decoded_tokens": decoded_tokens, "candidate": candidate}
+    )
+
+
+def place_of(on: On, cluster: Cluster) -> Literal["gloo", "nccl", "replay"]:
+    """auto: nccl under torchrun, gloo for a CPU cluster, else replay on one device."""
+    import os
+
+    if on == "replay":
+        return "replay"
+    if on == "cpu":
+        return "gloo"
+    if on == "cuda" or "WORLD_SIZE" in os.environ:
+        return "nccl"
+    return "gloo" if all(gpu.kind == "cpu" for gpu in cluster.gpus) else "replay"
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run: where, how often, and for how long at most."""
+
+    on: On = "auto"
+    repeats: int = 3
+    timeout_s: float = 60.0
+    limit_s: float = 300.0
+    directory: Path | None = None
+    check: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Executed:
+    """A run's measurement, and how many generated tokens equal the reference's (None: not checked)."""
+
+    measurement: Measurement
+    matching_tokens: int | None
+
+
+def execute(
+    allocation: Allocation, question: Question, options: RunOptions, on_step: Callable[[int, int], None] | None = None
+) -> Executed:
+    """Run one generation of the plan. Raises ExecutionError naming the rank and operation that failed."""
+    from executor.runner import run
+    from executor.session import Generation
+
+    found = inputs(allocation)
+    made = programs(allocation, found, question)
+    generation = Generation(found.model, made, seed=SEED, repeats=options.repeats)
+    measured = run(
+        generation,
+        place=place_of(options.on, found.cluster),
+        directory=options.directory,
+        timeout_s=options.timeout_s,
+        limit_s=options.limit_s,
+        on_step=on_step,
+    )
+    measured = measured.model_copy(update={"question": question, "allocation": digest(allocation)})
+    checked = options.check and found.model.num_parameters() <= CHECKABLE_PARAMETERS
+    return Executed(measured, matching_tokens(generation, measured) if checked else None)
+
+
+def matching_tokens(generation: Generation, measured: Measurement) -> int:
+    """Generated tokens that equal the one-device fp64 reference's, up to each sequence's first difference."""
+    from executor.reference import Reference
+    from executor.session import prompts_of
+
+    expected = Reference(generation.model, seed=generation.seed).generate(
+        prompts_of(generation), len(generation.programs)
+    )
+    count = 0
+    for ours, theirs in zip(measured.generated, expected, strict=True):
+        equal = [a == b for a, b in zip(ours, theirs, strict=True)]
+        count += equal.index(False) if False in equal else len(equal)
+    return count
