@@ -2,12 +2,13 @@
 
 A value packs its tokens group by group, sequence by sequence, span by span (``simulator.tile``). Columns (heads, KV
 heads) are axis 1 of [T, heads, d], axis 2 of [T, 2, kv_heads, d], and runs of ``row_width`` elements of [T, w].
+Dimension slices are runs of the last axis.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -66,7 +67,11 @@ def sequences_of(value: Tensor, count: int) -> Tensor:
 
 
 def columns_of(value: Tensor, held: Tile, wanted: Tile) -> Tensor:
-    """View of the columns ``wanted`` of a value that holds the columns of ``held``."""
+    """View of the columns and slices ``wanted`` of a value that holds those of ``held``."""
+    if held.dims != wanted.dims:
+        width = value.shape[-1] // (held.dims[1] - held.dims[0])
+        start = (wanted.dims[0] - held.dims[0]) * width
+        value = value.narrow(-1, start, (wanted.dims[1] - wanted.dims[0]) * width)
     if held.columns == wanted.columns:
         return value
     axis = 2 if value.ndim == 4 else 1
@@ -78,7 +83,7 @@ def columns_of(value: Tensor, held: Tile, wanted: Tile) -> Tensor:
 def take(value: Tensor, batch: Batch, source: Tile, target: Tile) -> Tensor:
     """The part ``target`` of a value that holds ``source``; a view where its rows are one run."""
     value = columns_of(value, source, target)
-    same_columns = Tile(target.columns, source.block)
+    same_columns = replace(target, block=source.block)
     rows = contiguous_rows(batch, same_columns, target)
     if rows is not None:
         return value[rows[0] : rows[1]]
@@ -105,6 +110,7 @@ def _joined_shape(value: Tensor, batch: Batch, part: Tile, target: Tile) -> list
     axis = 2 if value.ndim == 4 else 1
     if value.ndim > 1:
         shape[axis] = shape[axis] // part.num_columns * target.num_columns
+        shape[-1] = shape[-1] // (part.dims[1] - part.dims[0]) * (target.dims[1] - target.dims[0])
     return shape
 
 

@@ -175,9 +175,9 @@ def _output_elements(operation: p.Operation) -> int:
         case p.Combine(num_tokens=tokens, hidden=hidden):
             return tokens * hidden
         case p.Slice(batch=batch, target=target, row_width=width):
-            return 0 if is_view(operation) else num_tokens(target.block, batch) * target.num_columns * width
+            return 0 if is_view(operation) else num_tokens(target.block, batch) * target.num_cells * width
         case p.Concat(batch=batch, target=target, row_width=width):
-            return num_tokens(target.block, batch) * target.num_columns * width
+            return num_tokens(target.block, batch) * target.num_cells * width
         case p.Collective(shape=shape, kind=kind, ranks=ranks):
             scale = {"all_gather": len(ranks), "reduce_scatter": 1 / len(ranks)}.get(kind, 1)
             return int(shape[0] * shape[1] * scale)

@@ -1,7 +1,8 @@
 """Tiles: which part of an activation a rank holds, and what two ranks have in common.
 
-An activation of a step is a matrix of tokens × columns (columns are heads, KV heads or the one hidden vector).
-A *block* says which token positions of every sequence group, a *tile* adds which columns. Redistribution,
+An activation of a step is a matrix of tokens × columns (columns are heads, KV heads or the one hidden vector), and a
+column is cut in equal dimension slices where two-level partitioning asks for it.
+A *block* says which token positions of every sequence group, a *tile* adds which columns and slices. Redistribution,
 gathering and slicing are intersections of tiles: every scheme's communication comes out of them.
 """
 
@@ -24,15 +25,21 @@ Batch = tuple[Sequences, ...]
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """Columns [first, last) of the tokens in ``block``. A value's rows are packed group by group, sequence by
-    sequence, span by span."""
+    """Columns [first, last) of the tokens in ``block``, and of each of them the slices ``dims`` (whole: (0, 1)).
+    A value's rows are packed group by group, sequence by sequence, span by span; slices lie in its last axis."""
 
     columns: Span
     block: Block
+    dims: Span = (0, 1)
 
     @property
     def num_columns(self) -> int:
         return self.columns[1] - self.columns[0]
+
+    @property
+    def num_cells(self) -> int:
+        """Column slices of a token."""
+        return self.num_columns * (self.dims[1] - self.dims[0])
 
 
 def num_tokens(block: Block, batch: Batch) -> int:
@@ -110,8 +117,11 @@ def intersect_columns(left: Span, right: Span) -> Span | None:
 def intersect_tiles(left: Tile, right: Tile) -> Tile | None:
     """What both tiles hold, or None."""
     columns = intersect_columns(left.columns, right.columns)
+    dims = intersect_columns(left.dims, right.dims)
+    if columns is None or dims is None:
+        return None
     block = intersect(left.block, right.block)
-    return None if columns is None or is_empty(block) else Tile(columns, block)
+    return None if is_empty(block) else Tile(columns, block, dims)
 
 
 def split_block(block: Block, parts: int) -> tuple[Block, ...]:

@@ -60,9 +60,9 @@ def memory_traffic(operation: p.Compute, size: int) -> tuple[str, int]:
         case p.Slice(batch=batch, source=source, target=target, row_width=width):
             if contiguous_rows(batch, source, target) is not None:
                 return "copy", 0
-            return "copy", 2 * num_tokens(target.block, batch) * target.num_columns * width * size
+            return "copy", 2 * num_tokens(target.block, batch) * target.num_cells * width * size
         case p.Concat(batch=batch, target=target, row_width=width):
-            return "copy", 2 * num_tokens(target.block, batch) * target.num_columns * width * size
+            return "copy", 2 * num_tokens(target.block, batch) * target.num_cells * width * size
         case p.Sample(rows=rows, vocab=vocab):
             return "sample", rows * vocab * size
         case _:
@@ -128,7 +128,7 @@ def moe_kernel(operation: p.Experts, dtype: str) -> Moe:
 
 def contiguous_rows(batch: Batch, source: Tile, target: Tile) -> Span | None:
     """Rows [start, stop) of ``source``'s value that are exactly ``target``, or None if they are not one run."""
-    if source.columns != target.columns:
+    if source.columns != target.columns or source.dims != target.dims:
         return None
     runs: list[Span] = []
     base = 0

@@ -41,9 +41,7 @@ def assert_well_formed(program: p.Program) -> None:
 
 def _assert_parts_cover(operation: p.Concat) -> None:
     layout = Layout((), (operation.row_width,), "fp32")
-    cells = [
-        num_tokens(part.block, operation.batch) * part.num_columns for part in (*operation.parts, operation.target)
-    ]
+    cells = [num_tokens(part.block, operation.batch) * part.num_cells for part in (*operation.parts, operation.target)]
     assert sum(cells[:-1]) == cells[-1], f"parts of {operation.writes} do not cover the target"
     assert layout.row_width == operation.row_width
 

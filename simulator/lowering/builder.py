@@ -18,19 +18,24 @@ from simulator.work import contiguous_rows
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A value of T tokens and C columns has shape [T, *before, C, *after]; ``columns`` False: no column axis."""
+    """A value of T tokens and C columns has shape [T, *before, C, *after]; ``columns`` False: no column axis. Dimension
+    slices of a column lie in the last of ``after``, which says the width of one."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
     dtype: str
     columns: bool = True
 
-    def shape(self, tokens: int, columns: int) -> tuple[int, ...]:
-        return (tokens, *self.before, *((columns,) if self.columns else ()), *self.after)
+    def shape(self, part: Tile, batch: Batch) -> tuple[int, ...]:
+        """Of a value that holds ``part``."""
+        slices = part.dims[1] - part.dims[0]
+        after = (*self.after[:-1], self.after[-1] * slices) if self.after else ()
+        columns = (part.num_columns,) if self.columns else ()
+        return (num_tokens(part.block, batch), *self.before, *columns, *after)
 
     @property
     def row_width(self) -> int:
-        """Elements of one column of one token."""
+        """Elements of one column (of one slice of it) of one token."""
         return prod(self.before) * prod(self.after)
 
 
@@ -43,6 +48,16 @@ class Where:
 
     def name(self, what: str) -> str:
         return f"m{self.micro_batch}.l{self.layer}.{what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Value ``value`` of rank ``source``, or contiguous rows of it, on its way to rank ``to``."""
+
+    source: int
+    to: int
+    value: str
+    rows: Span | None = None
 
 
 @dataclass(slots=True)
@@ -128,38 +143,39 @@ class Builder:
         )
 
     def _send(self, moved: Moved, source: int, value: str, rows: Span | None, number: int) -> str:
-        move, layout, where = moved.plan.moves[number], moved.layout, moved.where
-        shape = layout.shape(num_tokens(move.part.block, self.batch), move.part.num_columns)
-        num_bytes, name, tag = (
-            DTYPE_BYTES[layout.dtype] * prod(shape),
-            where.name(f"{moved.what}.{number}"),
-            self.next_tag(),
-        )
+        move, where = moved.plan.moves[number], moved.where
+        message = Message(source, move.to, value, rows)
+        shape = moved.layout.shape(move.part, self.batch)
+        return self.message(message, shape, moved.layout.dtype, where, f"{moved.what}.{number}")
+
+    def message(self, message: Message, shape: tuple[int, ...], dtype: str, where: Where, what: str) -> str:
+        """Emit a send and its receive; returns the name of the value received."""
+        num_bytes, tag = DTYPE_BYTES[dtype] * prod(shape), self.next_tag()
         self.emit(
-            source,
+            message.source,
             p.Send(
-                reads=(value,),
+                reads=(message.value,),
                 writes=(),
                 layer=where.layer,
                 micro_batch=where.micro_batch,
-                to=move.to,
+                to=message.to,
                 tag=tag,
                 num_bytes=num_bytes,
-                rows=rows,
+                rows=message.rows,
             ),
         )
         return self.emit(
-            move.to,
+            message.to,
             p.Recv(
                 reads=(),
-                writes=(name,),
+                writes=(where.name(what),),
                 layer=where.layer,
                 micro_batch=where.micro_batch,
-                source=source,
+                source=message.source,
                 tag=tag,
                 num_bytes=num_bytes,
                 shape=shape,
-                dtype=layout.dtype,
+                dtype=dtype,
             ),
         )
 

@@ -15,11 +15,11 @@ Multicast (Q, K, V to a pool) has three algorithms:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from simulator.placement import Multicast
-from simulator.tile import Tile, intersect, intersect_tiles, is_empty, split_block, subtract, union
+from simulator.tile import Span, Tile, intersect, intersect_tiles, is_empty, split_block, subtract, union
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,31 +116,35 @@ def _sources(
         if not missing:
             break
     assert not missing or all(is_empty(tile.block) for tile in missing), f"nobody holds {missing} for {need}"
-    return tuple(sorted(found, key=lambda item: (item[1].columns, item[0])))
+    return tuple(sorted(found, key=lambda item: (item[1].columns, item[1].dims, item[0])))
 
 
 def _remainder(tile: Tile, part: Tile) -> list[Tile]:
     """``tile`` without ``part``, as tiles."""
     rest = []
     if tile.columns[0] < part.columns[0]:
-        rest.append(Tile((tile.columns[0], part.columns[0]), tile.block))
+        rest.append(replace(tile, columns=(tile.columns[0], part.columns[0])))
     if part.columns[1] < tile.columns[1]:
-        rest.append(Tile((part.columns[1], tile.columns[1]), tile.block))
+        rest.append(replace(tile, columns=(part.columns[1], tile.columns[1])))
+    if tile.dims[0] < part.dims[0]:
+        rest.append(Tile(part.columns, tile.block, (tile.dims[0], part.dims[0])))
+    if part.dims[1] < tile.dims[1]:
+        rest.append(Tile(part.columns, tile.block, (part.dims[1], tile.dims[1])))
     block = subtract(tile.block, part.block)
     if not is_empty(block):
-        rest.append(Tile(part.columns, block))
+        rest.append(replace(part, block=block))
     return rest
 
 
 def _by_columns(receivers: Sequence[tuple[int, Tile]]) -> list[list[tuple[int, Tile]]]:
-    groups: dict[tuple[int, int], list[tuple[int, Tile]]] = {}
+    groups: dict[tuple[Span, Span], list[tuple[int, Tile]]] = {}
     for index, part in receivers:
-        groups.setdefault(part.columns, []).append((index, part))
+        groups.setdefault((part.columns, part.dims), []).append((index, part))
     return list(groups.values())
 
 
 def _union(receivers: Sequence[tuple[int, Tile]]) -> Tile:
-    return Tile(receivers[0][1].columns, union([part.block for _, part in receivers]))
+    return replace(receivers[0][1], block=union([part.block for _, part in receivers]))
 
 
 def _fan_out(
@@ -185,15 +189,15 @@ def _chain(
     chunks: int,
 ) -> None:
     """Source → leader of the node that needs most → leader of the next …, chunk by chunk; leaders serve their node."""
-    chains: dict[tuple[int, tuple[int, int]], list[list[tuple[int, Tile]]]] = {}
+    chains: dict[tuple[int, Span, Span], list[list[tuple[int, Tile]]]] = {}
     for (source, _), receivers in remote.items():
         for group in _by_columns(receivers):
-            chains.setdefault((source, group[0][1].columns), []).append(group)
-    for (source, columns), groups in chains.items():
+            chains.setdefault((source, group[0][1].columns, group[0][1].dims), []).append(group)
+    for (source, columns, dims), groups in chains.items():
         groups.sort(key=lambda group: (-_size(_union(group)), -group[0][0]))
         everything = union([_union(group).block for group in groups])
         for piece in split_block(everything, chunks):
-            _chain_piece(draft, parts, needs, source, Tile(columns, piece), groups)
+            _chain_piece(draft, parts, needs, source, Tile(columns, piece, dims), groups)
 
 
 def _chain_piece(
@@ -206,11 +210,11 @@ def _chain_piece(
 ) -> None:
     copy = source
     for hop in range(len(groups)):
-        onward = Tile(piece.columns, intersect(piece.block, union([_union(g).block for g in groups[hop:]])))
+        onward = replace(piece, block=intersect(piece.block, union([_union(g).block for g in groups[hop:]])))
         if is_empty(onward.block):
             return
         group = [
-            (index, Tile(piece.columns, intersect(piece.block, part.block)))
+            (index, replace(piece, block=intersect(piece.block, part.block)))
             for index, part in groups[hop]
             if not is_empty(intersect(piece.block, part.block))
         ]
