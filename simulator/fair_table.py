@@ -26,25 +26,40 @@ Numbers = npt.NDArray[np.int64]
 class FairTable:
     """Activities of one component. Every activity has at least one resource."""
 
-    def __init__(self, activities: list[Activity], capacities: Array, now_ps: int) -> None:
-        self.activities, self.updated_ps = activities, now_ps
-        num = len(activities)
-        self.rate = np.fromiter((a.rate for a in activities), np.float64, num)
-        stale_ps = now_ps - np.fromiter((a.updated_ps for a in activities), np.int64, num)
-        remaining = np.fromiter((a.remaining for a in activities), np.float64, num)
-        self.remaining = remaining - self.rate * stale_ps / PICOSECONDS_PER_S
-        self.share_of = np.fromiter((a.share for a in activities), np.float64, num)
-        self.cap = np.fromiter((a.cap for a in activities), np.float64, num)
-        self.count = np.array([len(a.path.resources) for a in activities], dtype=np.int64)
-        pairs = int(self.count.sum())
-        used = np.fromiter(chain.from_iterable([a.path.resources for a in activities]), np.int64, pairs)
-        self.weight = np.fromiter(chain.from_iterable([a.path.weights for a in activities]), np.float64, pairs)
-        numbers, self.place = np.unique(used, return_inverse=True)
-        self.capacity = capacities[numbers]
+    def __init__(self, capacities: Array, now_ps: int) -> None:
+        self.activities: list[Activity] = []
+        self.updated_ps = now_ps
+        self.remaining, self.rate, self.share_of, self.cap, self.weight = (np.empty(0) for _ in range(5))
+        self.count, self.place = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
+        self._places: dict[int, int] = {}  # resource → its place among this component's
+        self._capacities = capacities
+        self._index()
+
+    def add(self, activities: list[Activity], now_ps: int) -> None:
+        """Take over activities, whose state may be older than now."""
+        self._advance(now_ps)
+        places, paths = self._places, [activity.path for activity in activities]
+        rate = np.array([activity.rate for activity in activities])
+        stale_s = np.array([now_ps - activity.updated_ps for activity in activities]) / PICOSECONDS_PER_S
+        remaining = np.array([activity.remaining for activity in activities]) - rate * stale_s
+        used = [places.setdefault(r, len(places)) for r in chain.from_iterable([p.resources for p in paths])]
+        columns: dict[str, list[float] | Array] = {
+            "remaining": remaining,
+            "rate": rate,
+            "share_of": [activity.share for activity in activities],
+            "cap": [activity.cap for activity in activities],
+            "weight": list(chain.from_iterable([path.weights for path in paths])),
+        }
+        for name, values in columns.items():
+            setattr(self, name, np.concatenate((getattr(self, name), values)))
+        self.place = np.concatenate((self.place, np.array(used, dtype=np.int64)))
+        self.count = np.concatenate((self.count, np.array([len(p.resources) for p in paths], dtype=np.int64)))
+        self.activities = self.activities + activities
         self._index()
 
     def _index(self) -> None:
-        """What follows from ``count``: the activity of each pair and each activity's first pair."""
+        """What follows from the columns: the activity of each pair, each activity's first pair, and so on."""
+        self.capacity = self._capacities[list(self._places)]
         self.owner = np.repeat(np.arange(len(self.count)), self.count)
         self.first = np.cumsum(self.count) - self.count
         self.demand = self.weight * self.share_of[self.owner]

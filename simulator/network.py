@@ -52,6 +52,7 @@ class Network:
         capacities = [resource.bandwidth_bytes_per_s for resource in self.resources]
         self.sharing = Sharing(clock, capacities, unlimited=topology.never_binding, record_load=record_load)
         self._ways: dict[tuple[int, int], _Way] = {}
+        self._starting: dict[int, list[Activity]] = {}
 
     def _add_cores(self, hosts: Mapping[str, Host]) -> dict[int, Cores]:
         kinds = {gpu.name: gpu.kind for gpu in self.topology.cluster.gpus}
@@ -79,8 +80,21 @@ class Network:
         if not num_bytes or not way.path.resources:
             self.clock.after(way.latency_ps, done)
             return
-        flow = Activity(float(num_bytes), way.path, done, way.cap, self._share)
-        self.clock.after(way.latency_ps, lambda: self.sharing.start(flow))
+        self._start_at(way.latency_ps, Activity(float(num_bytes), way.path, done, way.cap, self._share))
+
+    def _start_at(self, delay_ps: int, activity: Activity) -> None:
+        """Start in ``delay_ps``; one event for all that start at the same instant."""
+        due_ps = self.clock.now_ps + delay_ps
+        starting = self._starting.get(due_ps)
+        if starting is None:
+            self._starting[due_ps] = [activity]
+            self.clock.after(delay_ps, lambda: self._start_all(due_ps))
+        else:
+            starting.append(activity)
+
+    def _start_all(self, due_ps: int) -> None:
+        for activity in self._starting.pop(due_ps):
+            self.sharing.start(activity)
 
     def _way(self, source: int, target: int) -> _Way:
         """The route, with the cores at both ends: a byte costs its sender's and its receiver's core time."""
@@ -106,10 +120,11 @@ class Network:
             return CollectiveFlow(picoseconds(cost.seconds), 0.0, Path((), ()), 0.0)
         work = max(num_bytes for _, num_bytes in cost.traffic)
         weights = {resource: num_bytes / work for resource, num_bytes in cost.traffic}
+        rate = work / cost.fluid_s
         for node in self.cores.values():
             if node.core_s_per_byte > 0:
-                self._charge(node, weights)
-        return CollectiveFlow(picoseconds(cost.latency_s), work, self.sharing.path(weights), work / cost.fluid_s)
+                self._charge(node, weights, at_most=rate if cost.algorithm == "measured" else None)
+        return CollectiveFlow(picoseconds(cost.latency_s), work, self.sharing.path(weights), rate)
 
     def collective(self, flow: CollectiveFlow, done: Action) -> None:
         """``done`` once the latency has passed and the bytes have flowed."""
@@ -118,19 +133,23 @@ class Network:
             return
         activity = Activity(flow.work, flow.path, done, flow.cap, self._share)
         if flow.latency_ps:
-            self.clock.after(flow.latency_ps, lambda: self.sharing.start(activity))
+            self._start_at(flow.latency_ps, activity)
         else:
             self.sharing.start(activity)
 
-    def _charge(self, node: Cores, weights: dict[int, float]) -> None:
-        """Core time of the bytes on a node's links: both ends on its bus, one on its NICs and ports."""
+    def _charge(self, node: Cores, weights: dict[int, float], at_most: float | None) -> None:
+        """Core time of the bytes on a node's links: both ends on its bus, one on its NICs and ports. A measured rate
+        (``at_most``) was reached on these very cores, so at that rate they are full at the most."""
         name = self.resources[node.cores].name.removesuffix("cores")
         total = 0.0
         for resource, weight in weights.items():
             if self.resources[resource].name.startswith(name):
                 total += weight * (2 if self.resources[resource].name.endswith("bus") else 1)
-        if total:
-            weights[node.cores] = total * node.core_s_per_byte
+        core_s = total * node.core_s_per_byte
+        if at_most is not None:
+            core_s = min(core_s, self.resources[node.cores].bandwidth_bytes_per_s / at_most)
+        if core_s > 0:
+            weights[node.cores] = core_s
 
     def kernel(self, rank: int, seconds: float, moved_bytes: float, done: Action) -> None:
         """A kernel of a CPU rank that takes ``seconds`` on a core of its own."""

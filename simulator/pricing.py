@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import numpy as np
@@ -96,8 +97,10 @@ def _seconds(kernels: Sequence[ComputeKernel], profile: Profile, quantile: Quant
 
 
 def measured_collectives(profiles: Mapping[str, Profile], quantile: Quantile = "median") -> InNode:
-    """``in_node`` from the profiles' curves; None where a profile has no curve for that kind and GPU count."""
+    """``in_node`` from the profiles' curves; None where a profile has no curve for that kind and GPU count. Groups that
+    are alike ask once."""
 
+    @cache
     def seconds(gpu: str, kind: str, num_bytes: float, gpus: int) -> float | None:
         profile = profile_of(gpu, profiles)
         try:

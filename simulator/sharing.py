@@ -53,18 +53,21 @@ class Activity:
 
 @dataclass(slots=True, eq=False)
 class Component:
-    """Activities that share resources, directly or through others. ``table`` holds their state while it is set."""
+    """Activities that share resources, directly or through others. While ``table`` is set it holds their state, but
+    for the ``arrivals``, which it has not taken over yet."""
 
     activities: dict[int, Activity] = field(default_factory=dict)  # by id(): a set that keeps its order
     resources: set[int] = field(default_factory=set)
     table: FairTable | None = None
+    arrivals: list[Activity] = field(default_factory=list)
     version: int = 0
     largest: int = 0
     dirty: bool = False
 
     def add(self, activity: Activity) -> None:
-        self.keep_state()
         self.activities[id(activity)] = activity
+        if self.table is not None:
+            self.arrivals.append(activity)
         self.largest = max(self.largest, len(self.activities))
 
     def keep_state(self) -> None:
@@ -74,6 +77,7 @@ class Component:
                 activity.remaining, activity.rate = remaining, rate
                 activity.updated_ps = self.table.updated_ps
             self.table = None
+            self.arrivals.clear()
 
 
 class Sharing:
@@ -162,9 +166,7 @@ class Sharing:
     def _share(self, component: Component) -> None:
         """New rates from now on, and a timer for the instant the first activity ends."""
         if len(component.activities) >= VECTOR_SIZE:
-            if component.table is None:
-                component.table = FairTable(list(component.activities.values()), self._array, self.clock.now_ps)
-            first_s = component.table.share(self.clock.now_ps)
+            first_s = self._share_many(component)
         else:
             component.keep_state()
             first_s = self._share_few(list(component.activities.values()))
@@ -174,6 +176,17 @@ class Sharing:
         version = component.version
         delay_ps = max(round(first_s * PICOSECONDS_PER_S), 0)
         self.clock.after(delay_ps, lambda: self._finish(component) if component.version == version else None)
+
+    def _share_many(self, component: Component) -> float:
+        """Rates in numpy; seconds to the first end."""
+        now_ps = self.clock.now_ps
+        if component.table is None:
+            component.table = FairTable(self._array, now_ps)
+            component.arrivals = list(component.activities.values())
+        if component.arrivals:
+            component.table.add(component.arrivals, now_ps)
+            component.arrivals = []
+        return component.table.share(now_ps)
 
     def _share_few(self, activities: list[Activity]) -> float:
         """Rates in plain Python; seconds to the first end."""
@@ -229,11 +242,12 @@ class Sharing:
     def _record(self, component: Component) -> None:
         """Note every limiting resource's load from now on."""
         assert self.loads is not None
-        rates: Sequence[float] = [activity.rate for activity in component.activities.values()]
+        activities = list(component.activities.values())
+        rates = [activity.rate for activity in activities]
         if component.table is not None:
-            rates = component.table.state()[2]
+            activities, _, rates = component.table.state()
         load = dict.fromkeys(sorted(component.resources), 0.0)
-        for activity, rate in zip(component.activities.values(), rates, strict=True):
+        for activity, rate in zip(activities, rates, strict=True):
             for resource, weight in zip(activity.path.resources, activity.path.weights, strict=True):
                 load[resource] += weight * rate
         self.loads.extend((self.clock.now_ps, resource, value) for resource, value in load.items())
