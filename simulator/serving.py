@@ -212,8 +212,11 @@ class Run:
 
     def _queue_waits(self, running: Batch) -> bool:
         """A request has arrived, and only its KV cache keeps it out."""
-        room = len(running) < self.batching.decode_batch and self.head < len(self.order)
-        return room and self.arrival_ps[self.order[self.head]] <= self.clock.now_ps
+        if self.head == len(self.order) or len(running) >= self.batching.decode_batch:
+            return False
+        request, capacity = self.requests[self.order[self.head]], self.batching.kv_capacity_tokens
+        full = capacity is not None and running.kv_tokens + request.prompt_tokens + request.output_tokens > capacity
+        return full and self.arrival_ps[self.order[self.head]] <= self.clock.now_ps
 
     def _until_ps(self, group: int, running: Batch) -> int:
         """No step begins at or after this instant without asking again: an arrival may be admitted, a hold end, the

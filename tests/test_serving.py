@@ -152,6 +152,13 @@ def test_two_groups_want_the_whole_pool() -> None:
     assert seconds(falling.finish_ps) == [1, 1]
 
 
+def test_who_arrives_while_a_pool_is_activated_is_prefilled_after_one_decode_step() -> None:
+    # prefill 0–1; the decode asks for GPUs, active from 1.5; r1 arrives at 1.2; one step to 1.75, then r1's prefill
+    rules = PoolRules(pool_gpus=8, decode=policy([(0, 8)]), activation_s=0.5)
+    served = serve([Request(0.0, 10, 9), Request(1.2, 10, 1)], quarter_steps, ONE, rules)
+    assert seconds(served.prefill_ps) == [0, 1.75]
+
+
 def test_a_queueing_group_stops_a_burst_of_decode_steps() -> None:
     # group 0 decodes 0.25 s steps from 1 s on the whole pool; group 1 asks at 1.6 s and gets it at 1.75 s
     rules = PoolRules(num_groups=2, pool_gpus=8, prefill=policy([(0, 8)]), decode=policy([(0, 8)]))
