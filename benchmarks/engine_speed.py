@@ -1,4 +1,5 @@
 """Operations per second of the engine, for growing programs. Run: python -m benchmarks.engine_speed [--json]
+[--figure benchmarks/results/engine_speed.svg]
 
 The program: tensor parallel 8 (NVLink) × pipeline 8 (one NIC a GPU) × replicas, 8 micro-batches through 80 layers,
 12 operations a layer, of which 2 all-reduces; 1,024 GPUs are 16 replicas and 0.98 M operations. Durations are given,
@@ -9,12 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import platform
 import resource
 import sys
 import time
+from pathlib import Path
 
+from simulator import presets
 from simulator.cluster import Cluster, Gpu, Nics, Node, NodeLink
 from simulator.engine import run
+from simulator.lowering import lower
+from simulator.placement import AttentionGrid, Placement, Stage
 from simulator.program import Add, Collective, Operation, Program, Recv, Send
 from simulator.workload import prefill_step
 
@@ -116,16 +123,31 @@ def _layer(operations: list[Operation], rank: int, layer: int, micro_batch: int,
     return value
 
 
-def measure(replicas: int) -> dict[str, float]:
-    """One program size: CPU seconds of ``run`` and operations per second."""
-    built = program(replicas)
+def documents_step() -> tuple[Program, Cluster]:
+    """The documents' model on 8 + 32 GPUs: a 16K-token FA Pool prefill, 4 layers, direct multicast."""
+    model = presets.model("fa-pool")
+    stage = Stage(
+        first_layer=0,
+        last_layer=model.num_layers,
+        attention_ranks=tuple(range(8, 40)),
+        grid=AttentionGrid(heads=(model.num_attention_heads,), query_blocks=32),
+        feed_forward_ranks=tuple(range(8)),
+        tensor_degree=8,
+    )
+    machine = presets.cluster("dgx-a100-5")
+    nodes = [node for node, _, _ in machine.rank_nodes()]
+    return lower(model, prefill_step(1, 16384), Placement(name="pool", stages=(stage,)), nodes=nodes), machine
+
+
+def measure(name: str, built: Program, machine: Cluster) -> dict[str, float | str]:
+    """One program: CPU seconds of ``run`` and operations per second."""
     durations = [[COMPUTE_S] * len(operations) for operations in built.ranks]
-    machine = cluster(len(built.ranks))
     before = time.process_time()
     timeline = run(built, machine, durations)
     seconds = time.process_time() - before
     return {
-        "gpus": len(built.ranks),
+        "program": name,
+        "gpus": len(timeline.ranks),
         "operations": built.num_operations,
         "simulate_s": round(seconds, 3),
         "operations_per_s": round(built.num_operations / seconds),
@@ -134,16 +156,36 @@ def measure(replicas: int) -> dict[str, float]:
     }
 
 
+def figure(rows: list[dict[str, float | str]]) -> str:
+    """CPU seconds over operations as SVG: a point a program, the line of equal cost an operation through the last."""
+    points = [(float(row["operations"]), float(row["simulate_s"])) for row in rows]
+    width, height, most, longest = 560, 320, max(x for x, _ in points), max(y for _, y in points)
+    places = [(60 + x / most * (width - 90), height - 40 - y / longest * (height - 70)) for x, y in points]
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4"/>' for x, y in places)
+    x, y = places[-1]
+    text = f'<text x="60" y="20">Engine: CPU seconds over operations; up to {most:,.0f} in {longest:.1f} s</text>'
+    axes = f'<path d="M60 30V{height - 40}H{width - 20}" fill="none" stroke="black"/>'
+    line = f'<path d="M60 {height - 40}L{x:.1f} {y:.1f}" stroke="gray" stroke-dasharray="4"/>'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="sans-serif">'
+    return f"{head}{text}{axes}{line}{dots}</svg>\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
+    parser.add_argument("--figure", type=Path, help="write an SVG there")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="64 GPUs each")
     options = parser.parse_args()
-    rows = []
+    rows = [measure("documents' FA Pool step", *documents_step())]
     for replicas in options.replicas:
-        rows.append(measure(replicas))
+        built = program(replicas)
+        rows.append(measure(f"TP 8 x PP 8 x {replicas}", built, cluster(len(built.ranks))))
         print(rows[-1], file=sys.stderr)
-    print(json.dumps(rows, indent=2) if options.json else "\n".join(str(row) for row in rows))
+    if options.figure:
+        options.figure.write_text(figure(rows[1:]))
+    about = {"python": platform.python_version(), "cores": os.cpu_count(), "machine": platform.machine()}
+    result = {"environment": about, "tag": "measured", "rows": rows}
+    print(json.dumps(result, indent=2) if options.json else "\n".join(str(row) for row in rows))
 
 
 if __name__ == "__main__":

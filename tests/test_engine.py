@@ -390,3 +390,12 @@ def test_different_gpus_nics_and_a_straggler_run_together() -> None:
     machine = Cluster(name="mixed", gpus=cluster().gpus, nodes=(fast, slow), fabric=Fabric(latency_s=0))
     built = program([recv(1, "x", MB), compute(["x"])], [compute(writes=["a"]), send(0, "a", MB)])
     assert play(built, machine) == [[(3, 4), (4, 5)], [(0, 3), (3, 4)]]
+
+
+def test_the_engine_plays_well_over_fifty_thousand_operations_a_second() -> None:
+    """benchmarks/results/engine_speed.json has 270,000 and more; this guards against a slip, on a busy machine too."""
+    from benchmarks import engine_speed
+
+    built = engine_speed.program(1)
+    row = engine_speed.measure("one replica", built, engine_speed.cluster(len(built.ranks)))
+    assert float(row["operations_per_s"]) > 50_000
