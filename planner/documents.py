@@ -1,7 +1,7 @@
-"""The FA Pool documents' own rules and metrics, as plain functions, beside what replaces them where they are wrong.
+"""The FA Pool documents' own rules, as plain functions.
 
-What it models: the rules exactly as written (block size, GPU allocation, threshold, categories), their two metrics,
-and the metrics of attnplan (each defined here once). What it ignores: everything physical; see ``paper_*.py``.
+What it models: the rules exactly as written (block size, GPU allocation, threshold, categories). Their metrics are in
+``simulator.metrics``, beside attnplan's. What it ignores: everything physical; see ``paper_*.py``.
 Source: FA Pool documents, methodology, keypoints and experiments.
 """
 
@@ -99,28 +99,6 @@ def category(num_tokens: int) -> str:
     if not names:
         raise ValueError(f"{num_tokens} tokens lie below the documents' first category (512)")
     return names[-1]
-
-
-def tokens_per_second_as_printed(num_tokens: int, tpot_s: float) -> float:
-    """n / TPOT in thousands: how the documents' TPS column follows from its TPOT column (two rows exactly)."""
-    return num_tokens / tpot_s / 1e3
-
-
-def tpot_s(token_times_s: Sequence[float]) -> float:
-    """attnplan's TPOT: (last − first token) / (tokens − 1). The first token's time is TTFT, not TPOT."""
-    if len(token_times_s) < 2:
-        raise ValueError("TPOT needs two output tokens")
-    return (token_times_s[-1] - token_times_s[0]) / (len(token_times_s) - 1)
-
-
-def ttft_s(arrival_s: float, token_times_s: Sequence[float]) -> float:
-    """attnplan's TTFT: first output token minus arrival."""
-    return token_times_s[0] - arrival_s
-
-
-def tps(input_tokens: int, output_tokens: int, duration_s: float) -> float:
-    """attnplan's TPS, and the experiments document's: (input + output tokens) / duration."""
-    return (input_tokens + output_tokens) / duration_s
 
 
 def amdahl_share(speed_up: float, gpus: int) -> float:

@@ -193,17 +193,42 @@ def predictor_parameters() -> int:
     return sum((a + 1) * b for a, b in pairwise(PREDICTOR_WIDTHS))
 
 
+def predict_times(features: Floats, layers: Sequence[tuple[Floats, Floats]]) -> Floats:
+    """The document's network: [5] features through (weights [in, out], bias) layers, ReLU between → "
+    "[T_attention, T_moe]."""
+    hidden = features
+    for index, (weights, bias) in enumerate(layers):
+        hidden = hidden @ weights + bias
+        if index < len(layers) - 1:
+            hidden = np.maximum(hidden, 0)
+    return np.asarray(hidden, dtype=np.float32)
+
+
+def predictor_layers(rng: np.random.Generator) -> tuple[tuple[Floats, Floats], ...]:
+    """Untrained layers of the document's widths."""
+    return tuple(
+        (rng.standard_normal((a, b)).astype(np.float32) / np.float32(a**0.5), np.zeros(b, dtype=np.float32))
+        for a, b in pairwise(PREDICTOR_WIDTHS)
+    )
+
+
 def in_balance(attention_s: float, moe_s: float, threshold: float = SYNC_THRESHOLD) -> bool:
     """The 5 % rule: |T_attention − T_moe| ≤ 5 % of the larger."""
     return abs(attention_s - moe_s) <= threshold * max(attention_s, moe_s)
 
 
-def tpot_as_written(token_times_s: Sequence[float], num_tokens: int) -> float:
-    """``measure_tpot``: the mean of (gap / num_tokens) over tokens, so num_tokens times too small."""
-    gaps = np.diff(np.asarray(token_times_s, dtype=np.float64))
-    return float(np.mean(gaps / num_tokens))
+def expert_dropout(outputs: Floats, rate: float, rng: np.random.Generator, *, training: bool) -> Floats:
+    """[experts, ...]: in training, each expert's output is zeroed with ``rate`` and the rest scaled by 1/(1 − rate)."""
+    if not training:
+        return outputs
+    kept: npt.NDArray[np.bool_] = rng.random(outputs.shape[0]) >= rate
+    scale = np.where(kept, 1 / (1 - rate), 0.0).reshape(-1, *(1,) * (outputs.ndim - 1))
+    return np.asarray(outputs * scale, dtype=np.float32)
 
 
-def tps_as_written(input_tokens: int, duration_s: float) -> float:
-    """``measure_tps`` counts input tokens only; the FA Pool documents count input and output."""
-    return input_tokens / duration_s
+def hierarchical_all_reduce(values: Floats, gpus_per_node: int) -> Floats:
+    """[gpus, n] → every GPU's sum, by reduce-scatter in the node, sum across nodes, all-gather in the node."""
+    gpus, length = values.shape
+    nodes = values.reshape(gpus // gpus_per_node, gpus_per_node, length)
+    shards = np.stack(np.array_split(nodes.sum(axis=1), gpus_per_node, axis=1))
+    return np.broadcast_to(np.concatenate(list(shards.sum(axis=1)), axis=-1), (gpus, length))

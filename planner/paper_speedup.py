@@ -75,6 +75,20 @@ def ceiling(length: int, *, unfused: bool = False) -> float:
     return step_s / (step_s - core)
 
 
+@lru_cache(maxsize=32)
+def baseline_s(length: int) -> float:
+    """TP 8 × PP 2, one sequence, not filled: TP 8's time and one stage boundary, the hidden state over 8 NICs once."""
+    hidden_bytes = length * model().hidden_size * DTYPE_BYTES["bf16"]
+    return prefill_s(static(model()), 1, length) + hidden_bytes / (8 * NIC_BYTES_PER_S) + _hop_s()
+
+
+@lru_cache(maxsize=32)
+def over_baseline(length: int, pool_gpus: int | None = None) -> float:
+    """TP 8 × PP 2 over FA Pool (None: the documents' rule), one sequence of causal flash attention."""
+    pool = allocate_gpus(length)[1] if pool_gpus is None else pool_gpus
+    return baseline_s(length) / prefill_s(fa_pool(model(), pool) if pool else static(model()), 1, length)
+
+
 def overlapped_pool_s(length: int, pool_gpus: int, nics: int) -> float:
     """One layer's attention in the pool: Q in, then KV in behind the attention it feeds (chunked chain), O back.
 
