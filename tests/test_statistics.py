@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from simulator import metrics
+from simulator.comparison import compare
 from simulator.statistics import (
     accept,
     holm,
@@ -165,6 +166,31 @@ def test_documents_acceptance_is_evaluated_condition_by_condition() -> None:
     drifting = accept([[1.0, 1.0], [1.2, 1.2], [0.8, 0.8]], 0.001)  # means 1, 1.2, 0.8: std 0.2, 20 %
     assert drifting.trial_ratio == pytest.approx(0.2)
     assert not drifting.reproducible
+
+
+def test_comparison_of_two_categories_of_which_one_differs() -> None:
+    rng = np.random.default_rng(8)
+    categories = [np.repeat([0, 1], 500) for _ in range(3)]
+    baseline = [rng.lognormal(0, 0.01, 1000) for _ in range(3)]
+    halved = [values * np.where(category == 1, 0.5, 1.0) for values, category in zip(baseline, categories, strict=True)]
+    ours = [values * rng.normal(1, 0.001, 1000) for values in halved]
+    ours[0][0] = math.nan  # a request without a value in one system is left out of both
+    same, faster = compare(("short", "long"), categories, baseline, ours, rng)
+    assert (same.category, faster.category) == ("short", "long")
+    assert same.ratio.low < 1 < same.ratio.high
+    assert same.request_p_value > 0.01
+    assert not same.acceptance.accepted
+    assert faster.ratio.value == pytest.approx(2, rel=1e-3)
+    assert faster.request_p_value < 1e-10
+    assert faster.trial_p_value < 0.01
+    assert faster.acceptance.accepted
+    assert faster.baseline.num == 3
+    assert faster.baseline.mean / faster.ours.mean == pytest.approx(2, rel=1e-3)
+
+
+def test_comparison_needs_two_trials_of_each() -> None:
+    with pytest.raises(ValueError, match="at least 2"):
+        compare(("all",), [np.zeros(4, dtype=np.int64)], [np.ones(4)], [np.ones(4)], np.random.default_rng(9))
 
 
 def test_every_metric_is_defined_once() -> None:
