@@ -62,7 +62,7 @@ def compare(
             category=name,
             baseline=summarise_trials([pair[0] for pair in pairs[number]]),
             ours=summarise_trials([pair[1] for pair in pairs[number]]),
-            ratio=paired_bootstrap(*pooled[number], rng, num_resamples=2000),
+            ratio=paired_bootstrap(pooled[number][0], pooled[number][1], rng, num_resamples=2000),
             request_p_value=by_request[number],
             trial_p_value=by_trial[number],
             acceptance=accept([pair[1] for pair in pairs[number]], by_request[number]),
