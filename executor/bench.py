@@ -20,16 +20,20 @@ from simulator import program as p
 
 COLD_BYTES = {"cpu": 64 * 2**20, "cuda": 256 * 2**20}  # copies to rotate through: twice a large last-level cache
 MAX_COPIES = 16
+FILL = 0.01
 
 Call = Callable[[], object]
 
 
+@dataclass(frozen=True, slots=True)
 class NoiseSource:
-    """Weights whose values do not matter."""
+    """Weights whose values do not matter: noise or a constant."""
+
+    noise: bool
 
     def matrix(self, part: p.WeightSlice) -> Tensor:
         rows, columns = part.inputs[1] - part.inputs[0], part.outputs[1] - part.outputs[0]
-        return torch.rand(rows, columns).sub_(0.5)
+        return torch.rand(rows, columns).sub_(0.5) if self.noise else torch.full((rows, columns), FILL)
 
     def vector(self, name: str, start: int, stop: int) -> Tensor:
         return torch.ones(stop - start)
@@ -43,10 +47,14 @@ class Bench:
     dtype: str
 
     def tensor(self, *shape: int) -> Tensor:
-        return torch.rand(shape, dtype=torch.float32).sub_(0.5).to(self.device, TORCH_DTYPES[self.dtype])
+        """Noise on a GPU, whose power and so speed depends on it; a constant on a CPU, which does not care."""
+        dtype = TORCH_DTYPES[self.dtype]
+        if self.device.type == "cpu":
+            return torch.full(shape, FILL, dtype=dtype)
+        return torch.rand(shape, device=self.device).sub_(0.5).to(dtype)
 
     def rank(self, head_dim: int = 64) -> Rank:
-        weights = Weights(NoiseSource(), dtype=self.dtype, device=self.device)
+        weights = Weights(NoiseSource(self.device.type != "cpu"), dtype=self.dtype, device=self.device)
         backend = choose(self.device, TORCH_DTYPES[self.dtype], head_dim)
         return Rank(weights, Cache(1), self.device, backend)
 
