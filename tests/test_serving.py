@@ -152,6 +152,15 @@ def test_two_groups_want_the_whole_pool() -> None:
     assert seconds(falling.finish_ps) == [1, 1]
 
 
+def test_a_group_takes_what_fits_once_another_has_taken_what_did_not() -> None:
+    # 30 tokens of KV a group: r0 holds 19, r1 20, so r2 (15) fits neither until r1 ends at 1.35 s on group 1, which
+    # takes it; r3 (4) is then first in the queue and fits group 0 at the end of its step, 1.5 s
+    requests = [Request(0.0, 10, 9), Request(0.1, 18, 2), Request(0.5, 10, 5), Request(0.6, 3, 1)]
+    served = serve(requests, quarter_steps, replace(ONE, kv_capacity_tokens=30), PoolRules(num_groups=2))
+    assert seconds(served.prefill_ps) == [0, 0.1, 1.35, 1.5]
+    assert served.group.tolist() == [0, 1, 1, 0]
+
+
 def test_who_arrives_while_a_pool_is_activated_is_prefilled_after_one_decode_step() -> None:
     # prefill 0–1; the decode asks for GPUs, active from 1.5; r1 arrives at 1.2; one step to 1.75, then r1's prefill
     rules = PoolRules(pool_gpus=8, decode=policy([(0, 8)]), activation_s=0.5)
