@@ -225,6 +225,9 @@ def _tree(layout: _Layout) -> CollectiveCost:
         return layout.cost("tree", 2 * tree_depth(ranks) * layout.inner_s, fluid_s)
     inner_s = layout.inside(lambda g: tree_volume(g) * call.num_bytes)
     outer_s = layout.between(tree_volume(num_nodes) * call.num_bytes)
+    measured = layout.measured(call.kind, call.num_bytes) if layout.most > 1 else None
+    if measured is not None:  # the curve's rate: it moved 2(g−1)/g of the buffer through each port
+        inner_s = measured * tree_volume(layout.most) / (2 * (layout.most - 1) / layout.most)
     hops_s = tree_depth(num_nodes) * layout.outer_s + (layout.most - 1) * layout.inner_s
     return layout.cost("tree", 2 * hops_s, max(inner_s, outer_s))
 

@@ -137,6 +137,17 @@ def test_measured_curves_replace_the_links_inside_a_node() -> None:
     assert several.seconds == pytest.approx(5e-3 + 2 * (1 / 2) * 1e9 / 200e9, rel=1e-12)
 
 
+def test_trees_and_rings_over_nodes_run_at_the_measured_rate_inside() -> None:
+    def in_node(gpu: str, kind: str, num_bytes: float, gpus: int) -> float:
+        return 10e-3  # 2·7/8·1 GB in 10 ms: 175 GB/s a port
+
+    topology = Topology(cluster(8, 2, link=300e9, nic=1e12))
+    tree = collective_cost(all_reduce("tree", 16), topology, in_node)
+    assert tree.seconds == pytest.approx(2e9 / 175e9, rel=1e-12)  # up and down, S each
+    ring = collective_cost(all_reduce("ring", 16), topology, in_node)
+    assert ring.seconds == pytest.approx(2 * 15 / 16 * 1e9 / 175e9, rel=1e-12)
+
+
 def test_a_measured_time_below_the_links_time_scales_the_bytes_on_them() -> None:
     def in_network(gpu: str, kind: str, num_bytes: float, gpus: int) -> float:
         return 1e-3  # NVLink SHARP: the ring would need 2·7/8·1 GB / 300 GB/s = 5.8 ms
