@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.bound_attention import (
+    Cells,
     cells_of,
     decode_seconds,
     first_heads,
@@ -126,12 +127,33 @@ def _moe(question: Question, rates: Rates, tokens: Numbers, held: Numbers, peers
 
 
 def _all_reduce(question: Question, table: Table, rates: Rates, num_bytes: Array) -> Array:
-    """Of the first tensor group; 0 where later groups may lie differently (they straddle nodes)."""
+    """Of the fastest tensor group (groups differ where nodes do)."""
     seconds = np.zeros(len(table))
-    for order, tensor in {(int(o), int(t)) for o, t in zip(table["order"], table["tensor"], strict=True)}:
+    for order, tensor in {(int(o), int(t)) for o, t in zip(*distinct_pairs(table), strict=True)}:
         rows = np.flatnonzero((table["order"] == order) & (table["tensor"] == tensor))
-        seconds[rows] = rates.all_reduce(question.orders[order][:tensor], num_bytes[rows])
+        groups = tensor_groups(question, order, tensor)
+        seconds[rows] = np.minimum.reduce([rates.all_reduce(group, num_bytes[rows]) for group in groups])
     return seconds
+
+
+def distinct_pairs(table: Table) -> tuple[Numbers, Numbers]:
+    """The (order, tensor degree) that occur."""
+    codes = np.unique(table["order"].astype(np.int64) << 32 | table["tensor"].astype(np.int64))
+    return codes >> 32, codes & 0xFFFFFFFF
+
+
+def tensor_groups(question: Question, order: int, tensor: int) -> list[tuple[int, ...]]:
+    """One group of consecutive ranks of every kind: which devices, on how many nodes."""
+    ranks, places = question.orders[order], question.cluster.rank_nodes()
+    found: dict[tuple[object, ...], tuple[int, ...]] = {}
+    for first in range(0, len(ranks) - tensor + 1, tensor):
+        group = ranks[first : first + tensor]
+        kind = (
+            tuple(places[rank][2].gpu for rank in group),
+            tuple(places[rank][0] - places[group[0]][0] for rank in group),
+        )
+        found.setdefault(kind, group)
+    return list(found.values())
 
 
 def _ends(question: Question, table: Table, rates: Rates, tokens: Numbers, sequences: Numbers) -> Array:
@@ -163,6 +185,8 @@ def _static(question: Question, table: Table, rates: Rates, parts: int | None) -
         for kind, num in kinds.items():
             base = base_layer(question, table, rates, tokens, kind)
             kernels = base.compute + whole_attention(question, table, kind, rates, dealt)
+            if question.phase == "decode":
+                kernels = kernels + _store(question, table, rates, dealt.total)
             layer_s = kernels + 2 * base.reduce
             least[kind] = np.where(used > 0, np.minimum(least[kind], layer_s), least[kind])
             through = through + used * num * layer_s
@@ -188,61 +212,95 @@ def _busiest_stage(question: Question, table: Table, layer_s: dict[Layer, Array]
 
 
 def _context(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
-    """Chain and kernels of the first and the last replica's first rank."""
-    network = network_of(question, rates, table)
-    aligned = (question.node_gpus % table["tensor"] == 0) | (table["tensor"] % question.node_gpus == 0)
-    bound = np.zeros(len(table))
-    for last in (False, True):
-        chain, compute = np.zeros((2, len(table)))
-        for used, dealt, _ in _micro_batches(question, table, parts):
-            through, kernels = _replica(question, table, rates, network, dealt, last=last)
-            chain, compute = np.maximum(chain, used * through), compute + used * kernels
-        bound = np.maximum(bound, np.maximum(np.where(aligned | (not last), chain, 0.0), compute))
-    return bound
+    """Every replica's own stream; the race of all; the busiest NIC.
+
+    A rank need not be done with the layer before to receive its keys, but no rank sends before it has projected them:
+    the earliest end of a layer, F, grows at least by the least projection + the least, over ranks, of (keys' arrival,
+    attention, the rest of the layer).
+    """
+    network, cells = network_of(question, rates, table), cells_of(table["replicas"].astype(np.int64))
+    chain, totals = np.zeros(len(table)), np.zeros((3, len(cells.row)))
+    for used, dealt, _ in _micro_batches(question, table, parts):
+        tokens = _replica_tokens(question, table, cells, dealt)
+        ends = cells.least(_ends(question, table[cells.row], rates, tokens, 0 * tokens))
+        own, raced = np.zeros(len(cells.row)), ends
+        for layer, num in layer_kinds(question).items():
+            work = _replica_layer(question, table, rates, network, cells, dealt, layer, tokens)
+            own = own + num * (work.before + work.attention + work.after)
+            arrives = work.inbound + np.where(table["streams"][cells.row] > 1, 0.0, work.attention)
+            rest = np.maximum(arrives, work.attention) + work.after
+            raced = raced + num * (cells.least(work.before) + cells.least(rest))
+            totals += used[cells.row] * num * np.stack((work.compute, work.inbound, work.outbound))
+        chain = np.maximum(chain, used * np.maximum(ends + cells.most(own), raced))
+    return np.maximum(chain, cells.most(totals.max(axis=0)))
 
 
-def _replica(
-    question: Question, table: Table, rates: Rates, network: Network, dealt: Dealt, *, last: bool
-) -> tuple[Array, Array]:
-    """(chain, kernels) of one micro-batch on a replica's first rank."""
-    replicas = table["replicas"].astype(np.int64)
-    number = replicas - 1 if last else np.zeros_like(replicas)
-    if question.phase == "prefill":
-        rule = table["rule"].astype(np.int64)
-        edges = block_edges(question.tokens, replicas, rule, number, causal=question.model.causal)
-        tokens = dealt.total * (edges[1] - edges[0] + edges[3] - edges[2])
-    else:
-        tokens = dealt.other if last else np.where(dealt.full_parts > 0, dealt.full, dealt.other)
-    chain, compute = np.zeros((2, len(table)))
-    for layer, num in layer_kinds(question).items():
-        base = _replica_layer(question, table, rates, tokens, layer)
-        if question.phase == "decode":
-            attention, inbound = decode_seconds(question, table, layer, rates, tokens)[0], np.zeros(len(table))
-        else:
-            cells = cells_of(replicas)
-            seconds, queries, keys = prefill_cells(question, table, cells, layer, rates, dealt)
-            attention = seconds[cells.first + number]
-            inbound = network.keys_seconds(question, table, rates, keys[cells.first + number], queries, cells)
-        arrives = np.where(table["streams"] > 1, np.maximum(attention, inbound), attention + inbound)
-        chain += num * np.where(tokens > 0, base.compute + arrives + 2 * base.reduce, 0.0)
-        compute += num * np.where(tokens > 0, base.compute + attention, 0.0)
-    return chain, compute
+def _replica_tokens(question: Question, table: Table, cells: Cells, dealt: Dealt) -> Numbers:
+    """Tokens of every replica: its query block of all sequences, or all of its sequences."""
+    if question.phase == "decode":
+        full = cells.block < dealt.full_parts[cells.row]
+        return np.where(full, dealt.full[cells.row], dealt.other[cells.row])
+    rule, replicas = (table[name].astype(np.int64)[cells.row] for name in ("rule", "replicas"))
+    edges = block_edges(question.tokens, replicas, rule, cells.block, causal=question.model.causal)
+    return dealt.total[cells.row] * (edges[1] - edges[0] + edges[3] - edges[2])
 
 
-def _replica_layer(question: Question, table: Table, rates: Rates, tokens: Numbers, layer: Layer) -> Base:
+@dataclass(frozen=True)
+class ReplicaWork:
+    """Per replica, one layer and micro-batch: seconds before, of and after attention (after: with both all-reduces),
+    of kernels alone, and for its keys' way in and out of its node."""
+
+    before: Array
+    attention: Array
+    after: Array
+    compute: Array
+    inbound: Array
+    outbound: Array
+
+
+def _replica_layer(
+    question: Question,
+    table: Table,
+    rates: Rates,
+    network: Network,
+    cells: Cells,
+    dealt: Dealt,
+    layer: Layer,
+    tokens: Numbers,
+) -> ReplicaWork:
     """Routed layers of replicas exchange tokens (tensor degree 1): no fewer kernels than the gate's."""
-    if not layer.routed:
-        return base_layer(question, table, rates, tokens, layer)
-    tensor = table["tensor"].astype(np.int64)
-    base = base_layer(question, table, rates, tokens, Layer(window=layer.window))
-    after = base.after - _dense(question, rates, tensor, tokens) + _gate(question, rates, tokens)
-    return Base(base.before, after, base.reduce)
+    wide = table[cells.row]
+    base = base_layer(question, wide, rates, tokens, Layer(window=layer.window))
+    after = base.after
+    if layer.routed:
+        after = (
+            after - _dense(question, rates, wide["tensor"].astype(np.int64), tokens) + _gate(question, rates, tokens)
+        )
+    inbound, outbound = np.zeros((2, len(tokens)))
+    if question.phase == "decode":
+        attention = decode_seconds(question, wide, layer, rates, tokens)[0] + _store(question, wide, rates, tokens)
+    else:
+        attention, queries, keys = prefill_cells(question, table, cells, layer, rates, dealt)
+        inbound = network.keys_seconds(question, table, rates, keys, queries, cells)
+        first = (cells.block == 0) & (not layer.window)
+        outbound = np.where(first, network.sent_seconds(question, table, rates, queries, cells), 0.0)
+    used = tokens > 0
+    compute = np.where(used, base.before + after + attention, 0.0)
+    after = np.where(used, after + 2 * base.reduce, 0.0)
+    return ReplicaWork(np.where(used, base.before, 0.0), attention, after, compute, inbound, outbound)
+
+
+def _store(question: Question, table: Table, rates: Rates, tokens: Numbers) -> Array:
+    """A decode step's new keys into the cache of a rank with the first tensor shard's heads."""
+    heads = first_heads(question, table["heads"].astype(np.int64))
+    return rates.memory("copy", 4 * tokens * heads.keys * question.model.head_dim * rates.size)
 
 
 def _pooled(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
-    """Chains through the pool; the base rank's kernels; its all-reduces; the busiest pool rank's; the base's NICs."""
+    """Chains through the pool; the base rank's stream (it waits for its all-reduces: only attention is a pause); the
+    busiest pool rank's kernels; the base's NICs."""
     network, joined = network_of(question, rates, table), table["scheme"] == Scheme.JOINED
-    chain, totals = np.zeros(len(table)), np.zeros((4, len(table)))
+    chain, totals = np.zeros(len(table)), np.zeros((3, len(table)))
     for used, dealt, tokens in _micro_batches(question, table, parts):
         through = _ends(question, table, rates, tokens, dealt.total)
         for layer, num in layer_kinds(question).items():
@@ -250,7 +308,7 @@ def _pooled(question: Question, table: Table, rates: Rates, parts: int | None) -
             pool = pool_chain(question, table, rates, network, dealt, layer)
             own = np.where(joined, pool.first_s, 0.0)
             through = through + num * (base.compute + 2 * base.reduce + np.maximum(pool.chain_s, own))
-            rows = (base.compute + own, 2 * base.reduce, pool.busiest_s, pool.egress_s)
+            rows = (base.compute + own + 2 * base.reduce, pool.busiest_s, pool.egress_s)
             totals += used * num * np.stack(rows)
         chain = np.maximum(chain, used * through)
     return np.asarray(np.maximum(chain, totals.max(axis=0)))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from planner.bound_copies import copy_seconds
 from planner.bound_attention import Cells, cells_of, decode_seconds, first_heads, prefill_cells
 from planner.rates import Array, Numbers, Rates
 from planner.shares import Dealt, ceil_div
@@ -32,12 +33,24 @@ class Network:
     ) -> Array:
         """Seconds for the keys that a replica's rank sees and no replica of its node has, through its NIC."""
         held = first_heads(question, table["heads"].astype(np.int64)).keys
-        near = question.node_gpus // table["tensor"] + 2
-        alone = table["tensor"] >= question.node_gpus
-        local = np.where(alone, 1, near) * cells.most(queries)
-        num_bytes = np.maximum(keys - local, 0.0) * 2 * held * question.model.head_dim * rates.size
-        single = len(set(question.nodes)) == 1
-        return np.zeros(len(table)) if single else num_bytes / self.nic_bytes_per_s
+        near = self.near(question, table) * cells.most(queries)
+        remote = np.maximum(keys - near[cells.row], 0.0)
+        num_bytes = remote * 2 * held[cells.row] * question.model.head_dim * rates.size
+        if self.latency_s == 0.0:
+            return np.zeros(len(cells.row))
+        return np.where(remote > 0, self.latency_s, 0.0) + num_bytes / self.nic_bytes_per_s
+
+    def sent_seconds(self, question: Question, table: Table, rates: Rates, queries: Array, cells: Cells) -> Array:
+        """Seconds for the first block's keys, which every other replica needs, to leave for other nodes one by one."""
+        held = first_heads(question, table["heads"].astype(np.int64)).keys
+        others = np.maximum(table["replicas"] - self.near(question, table), 0)
+        num_bytes = (others * held)[cells.row] * queries * 2 * question.model.head_dim * rates.size
+        return np.asarray(num_bytes / self.nic_bytes_per_s)
+
+    @staticmethod
+    def near(question: Question, table: Table) -> Numbers:
+        """Replicas of one node, at most."""
+        return np.maximum(question.node_gpus // table["tensor"].astype(np.int64), 1)
 
 
 @dataclass(frozen=True)
@@ -94,7 +107,8 @@ def pool_chain(
     streamed = table["streams"][cells.row] > 1
     arrives = np.where(streamed, np.maximum(kv_in, seconds), kv_in + seconds)
     busy = (queries > 0) & (seconds > 0)
-    there = np.where(far, 2 * hop + 2 * q_in + arrives, seconds)
+    copies = copy_seconds(question, table, rates, cells, queries, keys)
+    there = np.where(far, 2 * hop + 2 * q_in + arrives, seconds) + copies
     chain = cells.most(np.where(busy, there, 0.0))
     fewest = question.model.num_attention_heads // table["heads"][cells.row].astype(np.int64)
     covered = ceil_div(fewest, question.model.heads_per_kv_head)

@@ -57,7 +57,8 @@ Table = npt.NDArray[np.void]
 
 @dataclass(frozen=True)
 class Question:
-    """One phase and prompt length on one cluster. ``base_gpus`` None: any base."""
+    """One phase and prompt length on one cluster. ``base_gpus`` None: any base. ``fine``: any number of GPUs, not only
+    whole nodes and even parts of one, and any number of head groups, not only divisors of the heads."""
 
     model: Model
     cluster: Cluster
@@ -66,6 +67,7 @@ class Question:
     batch: int
     max_gpus: int
     base_gpus: int | None = None
+    fine: bool = False
 
     @cached_property
     def step(self) -> Step:
@@ -140,6 +142,8 @@ def _context(question: Question, order: int) -> Iterator[tuple[int, ...]]:
     routed = any(layer.routed for layer in question.model.layers)
     for tensor in tensor_degrees(question) if not routed else (1,):
         for replicas in range(2, question.max_gpus // tensor + 1):
+            if not is_allotment(question, tensor * replicas):
+                continue
             if question.phase == "decode" and replicas > question.batch:
                 break
             for rule, micro, streams in _cuts(question, replicas, 1):
@@ -175,18 +179,25 @@ def _pools(question: Question, order: int, *, joined: bool) -> Iterator[tuple[in
                         )  # fmt: skip
 
 
+def is_allotment(question: Question, gpus: int) -> bool:
+    """Whole nodes, or an even part of one: what schedulers hand out. ``fine``: any number."""
+    node = question.node_gpus
+    return question.fine or gpus % node == 0 or (gpus < node and node % gpus == 0)
+
+
 def pool_sizes(question: Question, base: int) -> tuple[int, ...]:
-    """Pool GPUs beside a base: every number up to 64, then whole nodes."""
+    """Pool GPUs beside a base."""
     most = question.max_gpus - base
     fine = range(1, min(most, FINE_POOL_RANKS) + 1)
-    return (*fine, *range(FINE_POOL_RANKS + question.node_gpus, most + 1, question.node_gpus))
+    sizes = (*fine, *range(FINE_POOL_RANKS + question.node_gpus, most + 1, question.node_gpus))
+    return tuple(size for size in sizes if is_allotment(question, size))
 
 
 def grids(question: Question, ranks: int) -> Iterator[tuple[int, int, int]]:
     """(head groups, query blocks, KV blocks) whose product is ``ranks``."""
     windowed = any(layer.window for layer in question.model.layers)
     for heads in range(1, min(ranks, question.model.num_attention_heads) + 1):
-        if ranks % heads:
+        if ranks % heads or (question.model.num_attention_heads % heads and not question.fine):
             continue
         for queries in range(1, ranks // heads + 1):
             if (ranks // heads) % queries or (question.phase == "decode" and queries > question.batch):
