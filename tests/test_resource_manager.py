@@ -186,6 +186,17 @@ def test_nobody_overtakes_in_the_line() -> None:
     assert starts == [(0, 24), (1, 32), (2, 8)]
 
 
+@pytest.mark.parametrize("release_s", [0.0, 0.5])
+def test_no_more_is_taken_than_is_missing_and_from_the_longest_lease_first(release_s: float) -> None:
+    rules = replace(DOCUMENTS, num_groups=3, hold_s=100, release_s=release_s)
+    warm = (formed(0, 8192, 1), formed(1, 8192, 0), ended(2, 0), ended(2, 1))
+    state, log = play(rules, *warm, formed(3, 4096, 2))
+    assert [d for d in log if isinstance(d, Released)] == [
+        Released(3 * S, 1, 16, 0, 3 * S + round(release_s * S), to=2)
+    ]
+    assert state.leases[0].pool_gpus == 16
+
+
 def test_falling_back_takes_the_largest_free_size_and_asks_again() -> None:
     rules = replace(TWO_GROUPS, contention="fall_back")
     events = (formed(0, 16384, 0), formed(0.1, 16384, 1), ended(1, 0), ended(1, 1), tick(1), formed(1, 16384, 1))
