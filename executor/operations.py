@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from executor import attention as attend
+from executor import dim_slices
 from executor import experts as moe
 from executor.attention_backends import Backend
 from executor.cache import Cache
@@ -48,8 +49,14 @@ def compute(operation: p.Compute, reads: Sequence[Value], rank: Rank) -> tuple[V
         case p.Rope(), (Tensor() as qkv,):
             return rope(operation, qkv, weights)
         case p.Attention(), (Tensor() as q, *kv):
+            kv = [dim_slices.padded(operation, *tensors(kv))] if operation.value_dim else kv
             o, lse = attend.attention(operation, q, keys_of(operation, kv, rank.cache, q), rank.backend)
+            o = o[..., : operation.value_dim].contiguous() if operation.value_dim else o
             return (o, lse)[: len(operation.writes)]
+        case p.Scores(), (Tensor() as q, Tensor() as kv):
+            return (dim_slices.scores(operation, q, kv),)
+        case p.WeighValues(), (Tensor() as score, Tensor() as kv):
+            return (dim_slices.weigh_values(operation, score, kv),)
         case p.MergeAttention(), parts:
             return attend.merge(tensors(parts))[: len(operation.writes)]
         case p.Activation(), (Tensor() as x,):
@@ -112,8 +119,8 @@ def sample(operation: p.Sample, logits: Tensor) -> Tensor:
     return starts[best // width] + best % width
 
 
-def rope(operation: p.Rope, qkv: Tensor, weights: Weights) -> tuple[Tensor, Tensor]:
-    """q [T, heads, D] and kv [T, 2, kv_heads, D], views of one new tensor (of ``qkv`` itself if it only splits)."""
+def rope(operation: p.Rope, qkv: Tensor, weights: Weights) -> tuple[Tensor, ...]:
+    """q [T, heads, D] and kv [T, 2, kv_heads, D] (or k and v): views of one tensor (``qkv`` if it only splits)."""
     heads, kv_heads, size = operation.heads, operation.kv_heads, operation.head_dim
     packed = qkv.view(-1, heads + 2 * kv_heads, size)
     if operation.theta is not None or operation.qk_norm:
@@ -125,6 +132,8 @@ def rope(operation: p.Rope, qkv: Tensor, weights: Weights) -> tuple[Tensor, Tens
             k = rms_norm(packed[:, heads : heads + kv_heads], k_weight, operation.eps)
             parts[0] = torch.cat([q, k], dim=1)
         packed = _rotated(operation, parts[0], parts[1])
+    if len(operation.writes) == 3:
+        return packed[:, :heads], packed[:, heads : heads + kv_heads], packed[:, heads + kv_heads :]
     return packed[:, :heads], packed[:, heads:].view(-1, 2, kv_heads, size)
 
 
@@ -135,8 +144,10 @@ def _rotated(operation: p.Rope, qk: Tensor, v: Tensor) -> Tensor:
     if operation.theta is None:
         rotated[:, : qk.shape[1]] = qk
         return rotated
-    cos, sin = _angles(operation.batch, operation.block, operation.theta, qk.shape[2], qk.device)
-    half = qk.shape[2] // 2
+    half, whole = qk.shape[2] // 2, qk.shape[2] * operation.slices
+    cos, sin = _angles(operation.batch, operation.block, operation.theta, whole, qk.device)
+    if operation.slices > 1:
+        cos, sin = (table.narrow(-1, operation.slice_index * half, half) for table in (cos, sin))
     left, right = qk[..., :half], qk[..., half:]
     rotated[:, : qk.shape[1], :half] = (left * cos).sub_(right * sin)
     rotated[:, : qk.shape[1], half:] = (right * cos).add_(left * sin)

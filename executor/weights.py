@@ -8,7 +8,7 @@ with variance 1/inputs; norm vectors are 1 plus noise.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from simulator.errors import ExecutionError
 from simulator.model import Model
 from simulator.program import WeightSlice
+from simulator.weight_slice import DimSlice
 
 PANEL = 256  # rows and columns of a generated panel: 256 KiB in fp32
 NORM_NOISE = 0.05
@@ -55,10 +56,14 @@ class Weights:
     def matrix(self, slices: tuple[WeightSlice, ...]) -> Tensor:
         """The slices side by side: [k, n]."""
         if slices not in self._matrices:
-            parts = [self.source.matrix(part) for part in slices]
+            parts = [self._part(part) for part in slices]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
             self._matrices[slices] = whole.to(self.device, self.dtype)
         return self._matrices[slices]
+
+    def _part(self, part: WeightSlice) -> Tensor:
+        whole = self.source.matrix(replace(part, input_slice=None, output_slice=None))
+        return dims_of(dims_of(whole, part.input_slice, 0), part.output_slice, 1)
 
     def vector(self, name: str, start: int, stop: int) -> Tensor:
         key = (name, start, stop)
@@ -76,7 +81,7 @@ class Weights:
     def bias(self, slices: tuple[WeightSlice, ...]) -> Tensor:
         """The biases of a Linear's outputs, side by side: [n]."""
         if slices not in self._biases:
-            parts = [self.vector(f"{part.name}.bias", *part.outputs) for part in slices]
+            parts = [dims_of(self.vector(f"{part.name}.bias", *part.outputs), part.output_slice, 0) for part in slices]
             self._biases[slices] = torch.cat(parts)
         return self._biases[slices]
 
@@ -84,6 +89,15 @@ class Weights:
     def num_bytes(self) -> int:
         held = [*self._matrices.values(), *self._stacks.values(), *self._biases.values(), *self._vectors.values()]
         return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+
+def dims_of(tensor: Tensor, dims: DimSlice | None, axis: int) -> Tensor:
+    """The features of ``axis`` (whole heads) that a dimension slice keeps."""
+    if dims is None:
+        return tensor
+    heads = tensor.view(*tensor.shape[:axis], -1, dims.head_dim, *tensor.shape[axis + 1 :])
+    kept = [heads.narrow(axis + 1, start, stop - start) for start, stop in dims.runs]
+    return torch.cat(kept, dim=axis + 1).flatten(axis, axis + 1)
 
 
 @dataclass(frozen=True, slots=True)

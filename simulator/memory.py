@@ -141,9 +141,9 @@ def output_bytes(operation: p.Operation, dtype: str) -> dict[str, int]:
         case p.Attention(writes=(output, lse)):
             heads = operation.heads[1] - operation.heads[0]
             return {output: elements * size, lse: operation.num_tokens * heads * LSE_BYTES}
-        case p.Rope(writes=(query, keys)):
+        case p.Rope(writes=(query, *keys)):
             row = operation.num_tokens * operation.head_dim * size
-            return {query: row * operation.heads, keys: row * 2 * operation.kv_heads}
+            return {query: row * operation.heads} | dict.fromkeys(keys, row * 2 * operation.kv_heads // len(keys))
         case p.Recv():
             return {operation.writes[0]: operation.num_bytes}
         case p.Route(writes=(name,)):
@@ -164,7 +164,11 @@ def _output_elements(operation: p.Operation) -> int:
             return tokens * (weight.outputs[1] - weight.outputs[0])
         case p.Add(num_tokens=tokens, width=width) | p.Activation(num_tokens=tokens, width=width):
             return tokens * width
-        case p.Attention(num_tokens=tokens, heads=heads, head_dim=head_dim):
+        case p.Attention(num_tokens=tokens, heads=heads, head_dim=head_dim, value_dim=value_dim):
+            return tokens * (heads[1] - heads[0]) * (value_dim or head_dim)
+        case p.Scores(num_scores=num_scores):
+            return num_scores
+        case p.WeighValues(num_tokens=tokens, heads=heads, head_dim=head_dim):
             return tokens * (heads[1] - heads[0]) * head_dim
         case p.MergeAttention(num_tokens=tokens, heads=num_heads, head_dim=head_dim):
             return tokens * num_heads * head_dim

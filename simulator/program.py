@@ -9,6 +9,7 @@ Layouts (T tokens of a block, packed as ``tile.Tile`` says):
 
     tokens [T] int64 · hidden values [T, hidden] · q, o [T, heads, head_dim] · kv [T, 2, kv_heads, head_dim]
     lse [T, heads] fp32 (−inf where a query saw no key) · logits [rows, vocabulary part]
+    scores [N, 1]: of every sequence, heads × queries × keys
     cache.L: per sequence, rows × [2, kv_heads, head_dim], in the order of the positions stored
 """
 
@@ -18,22 +19,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from simulator.tile import Batch, Block, Span, Tile
+from simulator.weight_slice import WeightSlice as WeightSlice
 from simulator.workload import Step
 
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast"]
-
-
-@dataclass(frozen=True, slots=True)
-class WeightSlice:
-    """Rows ``inputs`` × columns ``outputs`` of a model's tensor, e.g. ``layers.3.attention.q``."""
-
-    name: str
-    inputs: Span
-    outputs: Span
-
-    @property
-    def num_parameters(self) -> int:
-        return (self.inputs[1] - self.inputs[0]) * (self.outputs[1] - self.outputs[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +86,20 @@ class Linear(_Operation):
 
     @property
     def k(self) -> int:
-        return self.weights[0].inputs[1] - self.weights[0].inputs[0]
+        return self.weights[0].num_inputs
 
     @property
     def n(self) -> int:
-        return sum(weight.outputs[1] - weight.outputs[0] for weight in self.weights)
+        return sum(weight.num_outputs for weight in self.weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rope(_Operation):
-    """qkv [T, (heads+2·kv_heads)·head_dim] → q, kv with rotary positions (theta None: only split) and, if
-    ``qk_norm``, RMSNorm over head_dim of q and k first (weights ``layers.L.attention.q_norm|k_norm``)."""
+    """qkv [T, (heads+2·kv_heads)·head_dim] → q, kv (or q, k, v) with rotary positions (theta None: only split) and, if
+    ``qk_norm``, RMSNorm over head_dim of q and k first (weights ``layers.L.attention.q_norm|k_norm``).
+
+    slices > 1: ``head_dim`` is the width of paired slice ``slice_index`` of as many of every head.
+    """
 
     batch: Batch
     block: Block
@@ -118,6 +110,8 @@ class Rope(_Operation):
     theta: float | None
     qk_norm: bool
     eps: float
+    slices: int = 1
+    slice_index: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,6 +132,7 @@ class Attention(_Operation):
     ``heads`` and ``kv_heads`` are absolute ranges: query head h uses KV head h // group_size. ``segments`` lists every
     sequence group of the step's batch in order; a group this operation has nothing to do with has no chunks (and, if
     keys come from a value, kv_rows 0). decode: the keys are the cache's rows [kv_start, kv_stop) of each sequence.
+    value_dim > 0: values and o are only that wide; reads q, k, v, and pads v, as kernels know one width.
     """
 
     segments: tuple[Segment, ...]
@@ -148,6 +143,40 @@ class Attention(_Operation):
     head_dim: int
     window: int
     decode: bool
+    value_dim: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores(_Operation):
+    """q, kv → q·kᵀ/√scale_dim over ``head_dim`` of a head's scale_dim dimensions, unmasked: partial sums of the scores.
+
+    Heads and segments as in Attention; every segment has at most one chunk.
+    """
+
+    segments: tuple[Segment, ...]
+    heads: Span
+    kv_heads: Span
+    group_size: int
+    head_dim: int
+    scale_dim: int
+
+    @property
+    def num_scores(self) -> int:
+        pairs = sum(s.count * c.num_queries * (c.kv_stop - c.kv_start) for s in self.segments for c in s.chunks)
+        return pairs * (self.heads[1] - self.heads[0])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeighValues(_Operation):
+    """scores, kv → o [T, heads, head_dim]: mask, softmax, product with the values."""
+
+    segments: tuple[Segment, ...]
+    num_tokens: int
+    heads: Span
+    kv_heads: Span
+    group_size: int
+    head_dim: int
+    window: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -309,6 +338,8 @@ Compute = (
     | Rope
     | Store
     | Attention
+    | Scores
+    | WeighValues
     | MergeAttention
     | Activation
     | Add

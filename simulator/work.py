@@ -24,7 +24,11 @@ def kernels_of(operation: p.Operation, dtype: str) -> tuple[ComputeKernel, ...]:
         case p.Attention(decode=True):
             return decode_kernels(operation, dtype)
         case p.Attention():
-            return prefill_kernels(operation, dtype)
+            return (*prefill_kernels(operation, dtype), *padding_kernels(operation, size))
+        case p.Scores():
+            return score_kernels(operation, dtype)
+        case p.WeighValues():
+            return weighing_kernels(operation, dtype)
         case p.Route():
             scores = operation.num_tokens * operation.num_experts
             gate = Gemm(operation.num_tokens, operation.num_experts, operation.hidden, dtype)
@@ -97,6 +101,38 @@ def decode_kernels(operation: p.Attention, dtype: str) -> tuple[ComputeKernel, .
         for chunk in segment.chunks
         if chunk.kv_stop > chunk.kv_start
     )
+
+
+def padding_kernels(operation: p.Attention, size: int) -> tuple[ComputeKernel, ...]:
+    """Narrow values: k and v are copied side by side, v padded with zeros, and o's columns cut out."""
+    if not operation.value_dim:
+        return ()
+    heads, kv_heads = operation.heads[1] - operation.heads[0], operation.kv_heads[1] - operation.kv_heads[0]
+    rows = sum(segment.count * segment.kv_rows for segment in operation.segments) * kv_heads
+    packed = rows * (3 * operation.head_dim + operation.value_dim)
+    return (Memory("copy", (packed + 2 * operation.num_tokens * heads * operation.value_dim) * size),)
+
+
+def score_kernels(operation: p.Scores, dtype: str) -> tuple[ComputeKernel, ...]:
+    """A product a segment; its heads' and sequences' are one kernel (a batched one): rows add up."""
+    heads = operation.heads[1] - operation.heads[0]
+    return tuple(
+        Gemm(segment.count * heads * chunk.num_queries, chunk.kv_stop - chunk.kv_start, operation.head_dim, dtype)
+        for segment in operation.segments
+        for chunk in segment.chunks
+    )
+
+
+def weighing_kernels(operation: p.WeighValues, dtype: str) -> tuple[ComputeKernel, ...]:
+    """Eager: the mask (if causal) and the softmax each read and write all scores; then the product reads them."""
+    heads, size = operation.heads[1] - operation.heads[0], DTYPE_BYTES[dtype]
+    kernels: list[ComputeKernel] = []
+    for segment in operation.segments:
+        for chunk in segment.chunks:
+            rows, keys = segment.count * heads * chunk.num_queries, chunk.kv_stop - chunk.kv_start
+            kernels.append(Memory("activation", (4 if chunk.causal else 2) * rows * keys * size))
+            kernels.append(Gemm(rows, operation.head_dim, keys, dtype))
+    return tuple(kernels)
 
 
 def attention_heads(operation: p.Attention) -> tuple[int, int]:

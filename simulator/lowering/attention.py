@@ -8,22 +8,25 @@
 
 Projecting ranks are the feed-forward ranks (co-located schemes, FA Pool) or the attention ranks (MA Separation, where
 the residual first comes over to them). KV heads that two head groups share are projected by both.
+Dimension slices and rings have ways of their own: ``two_level``, ``ring``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
 
-from simulator import program as p
-from simulator.cache_layout import CacheOwner, cover
+from simulator.cache_layout import CacheOwner
 from simulator.errors import InfeasibleError
+from simulator.lowering.attending import attend, merged
 from simulator.lowering.builder import Moved, Where
 from simulator.lowering.cache import store_decode, store_prefill
 from simulator.lowering.chunks import decode_segments, prefill_segments
 from simulator.lowering.context import Context, Residual
 from simulator.lowering.inputs import Values, project, send_keys, spread_queries, to_projectors
-from simulator.lowering.outputs import collect, merge, project_out
+from simulator.lowering.outputs import collect, project_out
+from simulator.lowering.ring import ring
 from simulator.lowering.shares import Attender, attending_ranks, projecting_ranks
+from simulator.lowering.two_level import two_level
 from simulator.placement import Stage
 
 
@@ -32,16 +35,18 @@ def attention(
 ) -> Generator[str, None, Residual]:
     """Lower one layer's attention block, with its residual connection."""
     if stage.grid.dim_slices > 1:
-        raise InfeasibleError(f"placement {context.placement.name}: dim_slices > 1 is not lowered to a program")
+        return (yield from two_level(context, stage, where, residual))
     everywhere = to_projectors(context, stage, where, residual)
     projectors = projecting_ranks(context, stage, where.micro_batch)
     queries, keys = project(context, where, everywhere, projectors)
     attenders = attending_ranks(context, stage, where.micro_batch)
     q_names = spread_queries(context, where, queries, attenders)
     if context.phase == "prefill":
-        outputs, pieces = _attend_pieces(
-            context, stage, where, attenders, q_names, send_keys(context, stage, where, keys, attenders)
-        )
+        if context.placement.kv_ring and not context.model.layers[where.layer].window:
+            outputs, pieces = ring(context, where, keys, q_names, attenders)
+        else:
+            moved = send_keys(context, stage, where, keys, attenders)
+            outputs, pieces = _attend_pieces(context, stage, where, attenders, q_names, moved)
         store_prefill(context, where, keys, pieces, owners)
     else:
         store_decode(context, where, keys, owners)
@@ -83,15 +88,8 @@ def _attend_pieces(
             )
             reads = (queries[attender.rank], keys) if keys else (queries[attender.rank],)
             name = "o" if len(moved) == 1 else f"o.p{number}"
-            partial[attender.rank].append(_emit(context, where, attender, reads, segments, name, lse=lse))
-    return [_merged(context, where, attender, partial[attender.rank]) for attender in attenders], pieces
-
-
-def _merged(context: Context, where: Where, attender: Attender, partial: list[str]) -> str:
-    if len(partial) == 1:
-        return partial[0]
-    values = [value for name in partial for value in (name, f"{name}.lse")]
-    return merge(context, where, attender.rank, attender.heads, attender.block, values, "o")
+            partial[attender.rank].append(attend(context, where, attender, reads, segments, what=name, lse=lse))
+    return [merged(context, where, attender, partial[attender.rank]) for attender in attenders], pieces
 
 
 def _check_split(context: Context, stage: Stage, where: Where, pieces: int) -> None:
@@ -113,35 +111,5 @@ def _attend_cache(
     _check_split(context, stage, where, 1)
     window = context.model.layers[where.layer].window
     segments = decode_segments(context.groups.batch, attender.block, rows, window)
-    return _emit(context, where, attender, (query, f"cache.{where.layer}"), segments, "o", lse=stage.grid.kv_blocks > 1)
-
-
-def _emit(
-    context: Context,
-    where: Where,
-    attender: Attender,
-    reads: tuple[str, ...],
-    segments: tuple[p.Segment, ...],
-    what: str,
-    *,
-    lse: bool,
-) -> str:
-    """One attention operation; its lse, if wanted, is named ``<name>.lse``."""
-    model, name = context.model, where.name(what)
-    return context.builder.emit(
-        attender.rank,
-        p.Attention(
-            reads=reads,
-            writes=(name, f"{name}.lse") if lse else (name,),
-            layer=where.layer,
-            micro_batch=where.micro_batch,
-            segments=segments,
-            num_tokens=context.count(attender.block),
-            heads=attender.heads,
-            kv_heads=cover(attender.heads, model.heads_per_kv_head),
-            group_size=model.heads_per_kv_head,
-            head_dim=model.head_dim,
-            window=model.layers[where.layer].window,
-            decode=context.phase == "decode",
-        ),
-    )
+    reads = (query, f"cache.{where.layer}")
+    return attend(context, where, attender, reads, segments, lse=stage.grid.kv_blocks > 1)

@@ -56,3 +56,20 @@ def decode_segments(batch: Batch, block: Block, rows: tuple[int, ...], window: i
         chunks = (Chunk(1, first, held, False),) if spans else ()
         segments.append(Segment(group.count, chunks, held))
     return tuple(segments)
+
+
+def ring_segments(batch: Batch, block: Block, keys: Block, *, causal: bool) -> tuple[Segment, ...]:
+    """A block's queries against a block of keys that is its own or has no position in common with it.
+
+    Spans of keys ascend, so a query span sees the first rows of them: the spans before it whole, its own causally.
+    """
+    segments = []
+    for group, spans, held in zip(batch, block, keys, strict=True):
+        rows = sum(stop - start for start, stop in held)
+        chunks = []
+        for start, stop in spans:
+            before = sum(last - first for first, last in held if last <= start) if causal else rows
+            own = causal and (start, stop) in held
+            chunks.append(Chunk(stop - start, 0, before + (stop - start if own else 0), own))
+        segments.append(Segment(group.count, tuple(chunks), rows))
+    return tuple(segments)

@@ -76,10 +76,21 @@ def project_out(
         tokens = context.count(target.block)
         names[target.rank] = context.linear(target.rank, where, outputs[target.rank], "attention", tokens, (weight,))
         blocks[target.rank] = target.block
-    if set(names) <= set(residual.names):
-        names = yield from context.all_reduce(stage, where, names, blocks, "attention")
-    else:
+    if not set(names) <= set(residual.names):
         names = yield from _exit_by_broadcast(context, stage, where, names, blocks)
+        return _add(context, where, residual, names)
+    return (yield from add_attention(context, stage, where, residual, names))
+
+
+def add_attention(
+    context: Context, stage: Stage, where: Where, residual: Residual, names: dict[int, str]
+) -> Generator[str, None, Residual]:
+    """The sum of the feed-forward ranks' parts of W_O's product, and the residual connection."""
+    summed = yield from context.all_reduce(stage, where, names, residual.blocks, "attention")
+    return _add(context, where, residual, summed)
+
+
+def _add(context: Context, where: Where, residual: Residual, names: dict[int, str]) -> Residual:
     summed = {
         rank: context.add(rank, where, residual.names[rank], name, "x.mid", context.count(residual.blocks[rank]))
         for rank, name in names.items()

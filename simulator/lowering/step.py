@@ -14,9 +14,11 @@ from simulator.lowering.context import Context
 from simulator.lowering.ends import embed, hand_over, head, return_tokens
 from simulator.lowering.feed_forward import feed_forward
 from simulator.lowering.redistribution import Holding
+from simulator.lowering.ring import check_ring
+from simulator.lowering.two_level import check_dim_slices
 from simulator.model import Model
 from simulator.placement import Placement
-from simulator.workload import Step
+from simulator.workload import Phase, Step
 
 Owners = dict[int, tuple[CacheOwner, ...]]
 """Layer → the ranks that keep its KV cache."""
@@ -39,6 +41,7 @@ def lower(
     decoder = placement if cache is None else cache
     for candidate in {placement.name: placement, decoder.name: decoder}.values():
         check(model, candidate, len(nodes))
+    check_phase(placement, decoder, step.phase)
     if step.phase == "prefill" and any(group.past for group in step.batch):
         raise InfeasibleError("prefill on top of cached tokens is not modelled; give sequences with past = 0")
     groups = split_batch(step, parts=decode_parts(decoder), micro_batches=placement.micro_batches)
@@ -47,6 +50,7 @@ def lower(
     owners = {
         layer: shares
         for stage in decoder.stages
+        if stage.grid.dim_slices == 1
         for shares in (cache_owners(model, stage, groups, step.phase),)
         for layer in range(stage.first_layer, stage.last_layer)
     }
@@ -78,10 +82,27 @@ def check(model: Model, placement: Placement, num_ranks: int) -> None:
                 f"{place}.grid.heads: {heads} must be positive and sum to "
                 f"num_attention_heads {model.num_attention_heads}"
             )
-        if stage.tensor_degree > model.num_attention_heads:
+        if stage.grid.dim_slices > 1:
+            check_dim_slices(model, placement, stage, place)
+        elif stage.tensor_degree > model.num_attention_heads:
             raise InfeasibleError(
                 f"{place}.tensor_degree: {stage.tensor_degree} exceeds num_attention_heads {model.num_attention_heads}"
             )
+
+        if placement.kv_ring:
+            check_ring(placement, stage, place)
+
+
+def check_phase(placement: Placement, decoder: Placement, phase: Phase) -> None:
+    """Dimension slices keep no KV cache: they prefill, and nobody decodes after them."""
+    sliced = [one for one in (placement, decoder) if any(stage.grid.dim_slices > 1 for stage in one.stages)]
+    if sliced and phase == "decode":
+        raise InfeasibleError(f"placement {sliced[0].name}: dim_slices > 1 only prefills; decode by another placement")
+    if sliced and placement != decoder:
+        raise InfeasibleError(
+            f"placement {sliced[0].name}: dim_slices > 1 stores no KV cache, so it neither hands one to a decoder nor "
+            "decodes; prefill and decode by other placements"
+        )
 
 
 def decode_parts(placement: Placement) -> int:
@@ -103,7 +124,7 @@ def _micro_batch(context: Context, index: int, owners: Owners, sampled: list[tup
             residual = hand_over(context, number, index, residual)
         for layer in range(stage.first_layer, stage.last_layer):
             where = Where(layer, index)
-            residual = yield from attention(context, stage, where, residual, owners[layer])
+            residual = yield from attention(context, stage, where, residual, owners.get(layer, ()))
             residual = yield from feed_forward(context, stage, where, residual)
     sampled.extend((yield from head(context, index, residual)))
 
