@@ -127,7 +127,7 @@ def _collective_seconds(worker: Worker, kind: p.CollectiveKind, ranks: tuple[int
     )  # fmt: skip
     transport, value = DistributedTransport(worker.world), torch.ones(shape)
     times = []
-    for _ in range(4 + (8 if size < LARGE_BYTES else 2)):
+    for _ in range(2 + (15 if size < LARGE_BYTES else 7)):
         began_s = time.perf_counter()
         transport.collective(operation, value).wait()
         times.append(time.perf_counter() - began_s)
@@ -157,7 +157,7 @@ def memory_bandwidth_bytes_per_s(world: Supervisor, cores: int, duration_s: floa
     return max(item.ranks * item.calls_per_s for item in loads) * STREAM_BYTES
 
 
-def time_messages(world: Supervisor, sizes: Sequence[int] = MESSAGE_BYTES, round_trips: int = 10) -> list[MessageTime]:
+def time_messages(world: Supervisor, sizes: Sequence[int] = MESSAGE_BYTES, round_trips: int = 25) -> list[MessageTime]:
     """Both ends' view of a message of each size: the mean time, the sum of core seconds."""
     first, second, *_ = world.run(messages, tuple(sizes), round_trips)
     return [
