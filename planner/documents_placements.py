@@ -88,19 +88,38 @@ def fa_pool_decode(model: Model, pool_gpus: int, *, head_groups: int = BASE_GPUS
     return _pool(model, f"fa-pool-decode-{pool_gpus}-{head_groups}", grid, Transfers("sqrt", "direct", 1))
 
 
-def context_parallel(model: Model, tensor: int = 8, replicas: int = 4, *, ring: bool = False) -> Placement:
-    """TP inside a node, token blocks over nodes, zigzag; KV gathered, or passed round a ring."""
-    grid = AttentionGrid(heads=even_split(model.num_attention_heads, tensor), query_blocks=replicas)
+def context_parallel(
+    model: Model, tensor: int = 8, replicas: int = 4, *, block_rule: BlockRule = "contiguous"
+) -> Placement:
+    """TP inside a node, token blocks over nodes, KV gathered. Contiguous blocks receive half the KV that zigzag "
+    "does."""
     stage = Stage(
         first_layer=0,
         last_layer=model.num_layers,
-        attention_ranks=tuple(replica * tensor + shard for shard in range(tensor) for replica in range(replicas)),
-        grid=grid,
+        attention_ranks=_across(tensor, replicas),
+        grid=AttentionGrid(heads=even_split(model.num_attention_heads, tensor), query_blocks=replicas),
         feed_forward_ranks=tuple(range(tensor * replicas)),
         tensor_degree=tensor,
     )
-    name = f"tp{tensor}-cp{replicas}" + ("-ring" if ring else "")
-    return Placement(name=name, stages=(stage,), block_rule="zigzag", kv_ring=ring)
+    return Placement(name=f"tp{tensor}-cp{replicas}-{block_rule}", stages=(stage,), block_rule=block_rule)
+
+
+def context_parallel_decode(model: Model, tensor: int = 8, replicas: int = 4) -> Placement:
+    """Decodes what ``context_parallel`` prefilled: KV stays in token blocks where it is, feed-forward on one node."""
+    stage = Stage(
+        first_layer=0,
+        last_layer=model.num_layers,
+        attention_ranks=_across(tensor, replicas),
+        grid=AttentionGrid(heads=even_split(model.num_attention_heads, tensor), kv_blocks=replicas),
+        feed_forward_ranks=tuple(range(tensor)),
+        tensor_degree=tensor,
+    )
+    return Placement(name=f"tp{tensor}-kv{replicas}", stages=(stage,))
+
+
+def _across(tensor: int, replicas: int) -> tuple[int, ...]:
+    """Ranks head group by head group; within one, a GPU of every node."""
+    return tuple(replica * tensor + shard for shard in range(tensor) for replica in range(replicas))
 
 
 def ma_separation(

@@ -221,7 +221,7 @@ def expert_dropout(outputs: Floats, rate: float, rng: np.random.Generator, *, tr
     """[experts, ...]: in training, each expert's output is zeroed with ``rate`` and the rest scaled by 1/(1 − rate)."""
     if not training:
         return outputs
-    kept: npt.NDArray[np.bool_] = rng.random(outputs.shape[0]) >= rate
+    kept = rng.random((outputs.shape[0],)) >= rate
     scale = np.where(kept, 1 / (1 - rate), 0.0).reshape(-1, *(1,) * (outputs.ndim - 1))
     return np.asarray(outputs * scale, dtype=np.float32)
 

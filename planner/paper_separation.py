@@ -73,7 +73,7 @@ def _formulas() -> Rows:
             holds_if=decode.ratio > 1,
             criterion="ratio above 1",
             assuming=f"decode with {balancing_batch('decode')} sequences or more",
-            tag="fitted",
+            tag="assumed",
         ),
     )
 
@@ -242,7 +242,7 @@ def _synchronisation() -> Rows:
             holds_if=bool(found),
             criterion="some split of 16 GPUs is in balance",
             assuming="particular decode batches; integer splits rarely meet 5 %",
-            tag="fitted",
+            tag="assumed",
         ),
         specified(
             "M19",

@@ -1,7 +1,8 @@
 """Splits of MA Separation's 16 GPUs: time of attention and of experts per layer, for every split and phase.
 
-Two readings of the experts' time: ``measured`` is the fused-MoE kernel fitted to measured tables; ``grouped`` runs
-each expert as two dense matmuls of measured speed, ``roof`` reads the weights at the datasheet's bandwidth.
+Three readings of the experts' time: ``measured`` is the fused-MoE kernel fitted to measured tables (A100 rows are gated
+and skewed, so balanced and ungated is an extrapolation: tag *assumed*); ``grouped`` runs each expert as two dense
+matmuls of measured speed; ``roof`` reads the weights at the datasheet's bandwidth.
 Attention is the core (flash attention of a GPU's heads); projections are shown separately. No communication.
 """
 

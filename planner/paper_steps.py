@@ -51,12 +51,17 @@ def nodes(cluster_name: str = "dgx-a100-5") -> tuple[int, ...]:
 
 @lru_cache(maxsize=256)
 def timeline(
-    placement: Placement, step: Step, cluster_name: str = "dgx-a100-5", model_name: str = "fa-pool"
+    placement: Placement,
+    step: Step,
+    cluster_name: str = "dgx-a100-5",
+    model_name: str = "fa-pool",
+    cache: Placement | None = None,
 ) -> Timeline:
-    """A simulated step. A pooled prefill leaves the KV cache on the base, which decodes (TP 8)."""
+    """A simulated step. ``cache``: who decodes after a prefill; a pool's base does (TP 8) unless said otherwise."""
     wanted = model(model_name)
-    pooled = bool(placement.pool_ranks) and step.phase == "prefill" and model_name == "fa-pool"
-    lowered = lower(wanted, step, placement, nodes=nodes(cluster_name), cache=static(wanted) if pooled else None)
+    if cache is None and placement.pool_ranks and step.phase == "prefill" and model_name == "fa-pool":
+        cache = static(wanted)
+    lowered = lower(wanted, step, placement, nodes=nodes(cluster_name), cache=cache)
     return simulate(lowered, cluster(cluster_name), {profile().gpu.name: profile()})
 
 

@@ -1,0 +1,62 @@
+"""S1–S8: every figure within its margin, or with a written reason and its own figures."""
+
+from __future__ import annotations
+
+import pytest
+
+from planner import paper_scenarios as scenarios
+from planner.paper_scaling import POOLS
+from planner.paper_speedup import ceiling, speed_up
+from planner.paper_split import crossover, sweep
+from planner.paper_two_level import decode_choice
+
+EXPECTED_OUTSIDE = {"12 : 4, decode of 256 × 2048, measured experts"}
+
+
+def figures(scenario: str) -> list[scenarios.Outcome]:
+    return [outcome for outcome in scenarios.outcomes() if outcome.scenario == scenario]
+
+
+@pytest.mark.parametrize("scenario", ["S1", "S2", "S3", "S4", "S5", "S6", "S7", "S8"])
+def test_a_scenario_is_within_its_margin_or_says_why_not(scenario: str) -> None:
+    found = figures(scenario)
+    assert found
+    for outcome in found:
+        assert outcome.accepted or outcome.reason, f"{outcome.what}: {outcome.ours} not in {outcome.low}–{outcome.high}"
+
+
+def test_only_known_figures_lie_outside() -> None:
+    assert {outcome.what for outcome in scenarios.outcomes() if not outcome.accepted} == EXPECTED_OUTSIDE
+
+
+def test_no_pool_reaches_the_ceiling_at_16k() -> None:
+    assert max(speed_up(16384, pool) for pool in POOLS) < ceiling(16384) <= 1.28
+
+
+def test_a_pure_kv_split_gains_less_than_heads_and_blocks() -> None:
+    assert scenarios.decode_speed_up(32, head_groups=1) < scenarios.decode_speed_up(32)
+
+
+def test_context_parallelism_beats_every_pool_at_16k() -> None:
+    assert scenarios.context_parallel_speed_up() > max(speed_up(16384, pool) for pool in POOLS)
+
+
+def test_attention_is_never_the_slower_side_of_a_2048_token_prefill() -> None:
+    assert crossover("prefill", 16) is None
+    assert all(times.ratio < 0.25 for times in sweep("prefill", 16))
+
+
+def test_more_attention_gpus_tip_the_balance_to_the_experts() -> None:
+    ratios = [times.ratio for times in sweep("decode", 256)]
+    assert ratios == sorted(ratios, reverse=True)
+    assert ratios[0] > 1 > ratios[-1]
+
+
+def test_slices_help_where_few_kv_heads_are_left_and_a_sequence_split_helps_more() -> None:
+    four = decode_choice(4)
+    assert four.sequence_s < four.slices_s < four.heads_only_s
+
+
+def test_the_committed_page_lists_every_figure() -> None:
+    text = scenarios.DEFAULT_FILE.read_text(encoding="utf-8")
+    assert all(outcome.what in text for outcome in scenarios.outcomes())
