@@ -1,9 +1,9 @@
 """Fit: timed rows and a device's facts → a profile.
 
 Per class and dtype: physical coefficients by robust least squares in log seconds, networks for the log
-residual, split-conformal intervals from a tenth of the rows that neither step saw; then both steps again on
-all rows. With few rows the residual is kept only if cross-validation says it helps, and the intervals come
-from the same cross-validation (leave-one-out below 60 rows).
+residual, split-conformal intervals from a tenth of the rows that a first fit did not see; then both steps
+again on all rows. A small table gets a Gaussian process instead of networks, kept only if leave-one-out says
+it helps, and its intervals from the same leave-one-out errors.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from calibration.conformal import intervals
+from calibration.gaussian import fit_gaussian
 from calibration.network import Training, train
 from calibration.rows import Table, TimedRow, tables
 from calibration.transfers import collective_curves, memory_costs, send_recv
@@ -26,7 +26,7 @@ from simulator.errors import ProfileError
 from simulator.physics import GEMM_START, Array, Device
 from simulator.physics_attention import DECODE_START, PREFILL_START
 from simulator.physics_moe import MOE_START
-from simulator.profile import KernelModel, Profile, Provenance, Range, Residual, Tag
+from simulator.profile import GaussianResidual, Intervals, KernelModel, Profile, Provenance, Range, Residual, Tag
 
 START: Mapping[str, Mapping[str, float]] = {
     "gemm": GEMM_START,
@@ -42,11 +42,11 @@ VARIANTS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "moe": {},
 }
 LOG_REACH = 3.5  # a coefficient may move by a factor e^3.5 = 33 from its start
-SHARPNESS_RANGE = (1.0, 12.0)
+SHARES = ("efficiency", "bandwidth_share", "exposed_share")  # at most 1
 MAX_PHYSICS_ROWS = 2500
-FEW_ROWS = 300
-LEAVE_ONE_OUT_ROWS = 60
-FOLDS = 10
+FEW_ROWS = 400
+MIN_RESIDUAL_ROWS = 12
+CONFORMAL_SHARE = 0.1
 FASTER_DTYPES = {"fp8": 2.0, "int8": 2.0}  # dense tensor-core rate over bf16, Hopper and Ampere int8
 
 
@@ -88,15 +88,20 @@ def fit_model(table: Table, gpu: Gpu, options: FitOptions) -> KernelModel:
     """One class and dtype; see the module's text."""
     device = device_for(table.dtype, gpu)
     if len(table.seconds) >= FEW_ROWS:
-        held = np.random.default_rng(options.seed).random(len(table.seconds)) < 0.1
-        trial = _fit_parts(table.take(~held), device, options.training)
-        predicted, measured = _predict(table.take(held), trial, device), table.seconds[held]
-        parts = _fit_parts(table, device, options.training)
+        coefficients, residual, missed = _fit_many(table, device, options)
     else:
-        parts, predicted, measured = _fit_few(table, device, options)
-    coefficients, residual = parts
+        coefficients, residual, missed = _fit_few(table, device)
     floor = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device).floor_s
-    ranges = range_columns(table.kernel, table.x)
+    calibrated = {
+        name: Range(low=float(values.min()), high=float(values.max()))
+        for name, values in range_columns(table.kernel, table.x).items()
+    }
+    provenance = Provenance(
+        source=options.source,
+        licence=options.licence,
+        num_rows=len(table.seconds),
+        rebuilt_with=options.rebuilt_with,
+    )
     return KernelModel.model_validate(
         {
             "kernel": table.kernel,
@@ -105,20 +110,60 @@ def fit_model(table: Table, gpu: Gpu, options: FitOptions) -> KernelModel:
             "bound_share": float(min(1.0, np.min(table.seconds / floor))),
             "coefficients": coefficients,
             "residual": residual,
-            "intervals": intervals(predicted, measured),
-            "calibrated": {n: Range(low=float(v.min()), high=float(v.max())) for n, v in ranges.items()},
+            "intervals": missed,
+            "calibrated": calibrated,
             "tag": options.tag,
-            "provenance": Provenance(
-                source=options.source,
-                licence=options.licence,
-                num_rows=len(table.seconds),
-                rebuilt_with=options.rebuilt_with,
-            ),
+            "provenance": provenance,
         }
     )
 
 
-Parts = tuple[dict[str, float], Residual | None]
+Parts = tuple[dict[str, float], Residual | GaussianResidual | None, Intervals]
+
+
+def _fit_many(table: Table, device: Device, options: FitOptions) -> Parts:
+    """Networks; intervals from the CONFORMAL_SHARE of rows that a first fit did not see."""
+    rng = np.random.default_rng(options.seed)
+    held = rng.random(len(table.seconds)) < CONFORMAL_SHARE
+    fit, out = table.take(~held), table.take(held)
+    trial = _trained(fit, fit_coefficients(fit, device), device, options.training)
+    missed = intervals(_predict(out, *trial, device), out.seconds)
+    return *_trained(table, fit_coefficients(table, device), device, options.training), missed
+
+
+def _trained(
+    table: Table, coefficients: dict[str, float], device: Device, training: Training
+) -> tuple[dict[str, float], Residual]:
+    shape = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device)
+    steps = min(training.steps, max(3000, training.steps_per_row * len(table.seconds)))
+    log_residual = np.log(table.seconds / shape.base_s)
+    return coefficients, train(shape.features, log_residual, replace(training, steps=steps))
+
+
+def _predict(
+    table: Table, coefficients: dict[str, float], residual: Residual | GaussianResidual | None, device: Device
+) -> Array:
+    shape = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device)
+    return np.maximum(apply_residual(shape, residual), shape.floor_s)
+
+
+def _fit_few(table: Table, device: Device) -> Parts:
+    """A Gaussian process if leave-one-out says it helps; intervals from the same leave-one-out errors.
+
+    Errors are stretched by sqrt(n/(n − coefficients)): every row also helped to choose the coefficients.
+    """
+    coefficients = fit_coefficients(table, device)
+    num_rows, num_free = len(table.seconds), len(START[table.kernel])
+    spread = float(np.sqrt(num_rows / max(num_rows - num_free, num_rows / 4.0)))
+    shape = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device)
+    log_residual = np.log(table.seconds / shape.base_s)
+    if num_rows >= MIN_RESIDUAL_ROWS:
+        fitted = fit_gaussian(shape.features, log_residual)
+        left = np.abs(log_residual - fitted.leave_one_out).mean()
+        if left < 0.98 * np.abs(log_residual).mean():
+            predicted = shape.base_s * np.exp(fitted.leave_one_out)
+            return coefficients, fitted.residual, intervals(predicted, table.seconds, spread)
+    return coefficients, None, intervals(shape.base_s, table.seconds, spread)
 
 
 def device_for(dtype: str, gpu: Gpu) -> Device:
@@ -144,69 +189,14 @@ def _fit_variant(table: Table, device: Device, variant: dict[str, float]) -> tup
     origin = np.log([start[name] for name in names])
 
     def coefficients(theta: Array) -> dict[str, float]:
-        values = dict(zip(names, np.exp(theta).tolist(), strict=True)) | variant
-        values["sharpness"] = float(np.clip(values["sharpness"], *SHARPNESS_RANGE))
-        return values
+        return dict(zip(names, np.exp(theta).tolist(), strict=True)) | variant
 
     def misses(theta: Array) -> Array:
         error = np.log(model(table.x, coefficients(theta), device).base_s) - log_seconds
         # Weak pull to the start, so that a coefficient no row speaks about stays where physics put it.
         return np.concatenate([error, 0.02 * (theta - origin)])
 
-    bounds = (origin - LOG_REACH, origin + LOG_REACH)
+    highest = [0.0 if name.startswith(SHARES) else np.inf for name in names]
+    bounds = (origin - LOG_REACH, np.minimum(origin + LOG_REACH, highest))
     solved = least_squares(misses, origin, loss="soft_l1", f_scale=0.1, bounds=bounds, max_nfev=60)
     return float(solved.cost), coefficients(solved.x)
-
-
-def _fit_parts(table: Table, device: Device, training: Training | None) -> Parts:
-    coefficients = fit_coefficients(table, device)
-    if training is None:
-        return coefficients, None
-    shape = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device)
-    return coefficients, train(shape.features, np.log(table.seconds / shape.base_s), training)
-
-
-def _predict(table: Table, parts: Parts, device: Device) -> Array:
-    shape = PHYSICAL_MODELS[table.kernel](table.x, parts[0], device)
-    return np.maximum(apply_residual(shape, parts[1]), 0.0)
-
-
-def few_row_trainings(training: Training) -> tuple[Training | None, ...]:
-    """Candidates for a small table, simplest first: no residual, then stiffer to looser networks."""
-    small = replace(training, steps=1500, batch=32, networks=4, width=24, learning_rate=3e-3)
-    return None, replace(small, weight_decay=0.3), replace(small, weight_decay=0.03)
-
-
-def _folds(num_rows: int, seed: int) -> npt.NDArray[np.int64]:
-    count = num_rows if num_rows < LEAVE_ONE_OUT_ROWS else FOLDS
-    return np.random.default_rng(seed).permutation(np.arange(num_rows) % max(count, 1))
-
-
-def _fit_few(table: Table, device: Device, options: FitOptions) -> tuple[Parts, Array, Array]:
-    """Choose the residual by cross-validated error; its out-of-fold predictions give the intervals."""
-    fold = _folds(len(table.seconds), options.seed)
-    candidates = few_row_trainings(options.training) if len(table.seconds) >= 20 else (None,)
-    coefficients = fit_coefficients(table, device)
-    best: tuple[float, Training | None, Array] | None = None
-    for training in candidates:
-        predicted = np.empty(len(table.seconds))
-        for number in np.unique(fold):
-            out = fold == number
-            parts = (
-                _fit_given(table.take(~out), coefficients, device, training)
-                if out.sum() < len(fold)
-                else (coefficients, None)
-            )
-            predicted[out] = _predict(table.take(out), parts, device)
-        error = float(np.mean(np.abs(np.log(table.seconds / predicted))))
-        if best is None or error < 0.95 * best[0]:
-            best = (error, training, predicted)
-    assert best is not None
-    return _fit_given(table, coefficients, device, best[1]), best[2], table.seconds
-
-
-def _fit_given(table: Table, coefficients: dict[str, float], device: Device, training: Training | None) -> Parts:
-    if training is None:
-        return coefficients, None
-    shape = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device)
-    return coefficients, train(shape.features, np.log(table.seconds / shape.base_s), training)

@@ -8,9 +8,10 @@ fitted FLOP/s and bytes/s), the physical model alone and the documents' layers o
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from scipy.optimize import least_squares
 from calibration.fit import START, VARIANTS, FitOptions, device_for, fit_model
 from calibration.importers import aiconfigurator
 from calibration.predictor import paired_samples, raw_predictor, train_predictor
+from calibration.presets import FRAMEWORK, GPU_NAMES
+from calibration.presets import SYSTEMS as PRESET_SYSTEMS
 from calibration.rows import Table, TimedRow, tables
 from calibration.splits import SPLITS, TEST_SHARE, Mask
 from calibration.transfers import collective_curves
@@ -159,7 +162,8 @@ def table(
         if part.kernel not in kernels:
             continue
         for split in SPLITS[part.kernel]:
-            if part.dtype == "bf16" or split == "random":
+            mask = SPLITS[part.kernel][split](part)
+            if mask.any() and not mask.all() and (part.dtype == "bf16" or split == "random"):
                 yield line(part, split, gpu, options)
     yield from nccl_lines(rows, gpu.name)
     yield from predictor_line(rows, gpu, options.seed)
@@ -183,17 +187,26 @@ def render(entry: Line) -> str:
     return "| " + " | ".join([*cells, *(number(value, 1) for value in others)]) + " |"
 
 
-def main(systems: Sequence[str], folder: Path | None = None) -> None:
-    """Print the table of the given presets: ``python -m calibration.holdout a100-sxm4-80gb``."""
-    from calibration.presets import FRAMEWORK, GPU_NAMES, SYSTEMS
+def lines(names: Sequence[str], folder: Path | None = None) -> Iterator[Line]:
+    """The table's lines for presets by name, or for AIConfigurator's system names; all presets when empty."""
+    for name in names or PRESET_SYSTEMS:
+        system = PRESET_SYSTEMS.get(name, name)
+        rows = aiconfigurator.load_rows(folder, system, FRAMEWORK).rows
+        gpu = aiconfigurator.load_gpu(folder, system, GPU_NAMES.get(name, system))
+        yield from table(rows, gpu, FitOptions(name=name))
 
+
+def print_table(system: str | None = None, *, as_json: bool = False) -> None:
+    """Print the table line by line as fits finish: Markdown, or one JSON array."""
+    found = lines((system,) if system else ())
+    if as_json:
+        rows = [{k: v for k, v in asdict(entry).items() if v == v} for entry in found]  # NaN: not run
+        print(json.dumps(rows, indent=2))
+        return
     print(HEADER, flush=True)
-    for name in systems or SYSTEMS:
-        rows = aiconfigurator.load_rows(folder, SYSTEMS[name], FRAMEWORK).rows
-        gpu = aiconfigurator.load_gpu(folder, SYSTEMS[name], GPU_NAMES[name])
-        for entry in table(rows, gpu, FitOptions(name=name)):
-            print(render(entry), flush=True)
+    for entry in found:
+        print(render(entry), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    print_table(sys.argv[1] if len(sys.argv) > 1 else None)

@@ -29,6 +29,7 @@ class Training:
     width: int = 96
     networks: int = 2
     steps: int = 16000
+    steps_per_row: int = 3
     batch: int = 256
     learning_rate: float = 4e-3
     weight_decay: float = 1e-5

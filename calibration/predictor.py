@@ -9,9 +9,11 @@ timed alone) and bandwidth is the device's: both are constant on one GPU, as the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPRegressor
 
 from calibration.rows import Table
@@ -19,6 +21,7 @@ from simulator.physics import Array
 
 FEATURES = ("sequence_length", "hidden_dimension", "num_active_experts", "gpu_utilization", "memory_bandwidth")
 HIDDEN_LAYERS = (64, 32)
+MAX_EPOCHS = 400
 TARGETS = ("T_attention", "T_moe")
 
 
@@ -46,10 +49,12 @@ def train_predictor(features: Array, log_seconds: Array, seed: int = 0) -> Calla
     scale = np.where(scale > 0.0, scale, 1.0)
     offset, spread = log_seconds.mean(axis=0), log_seconds.std(axis=0)
     network = MLPRegressor(
-        hidden_layer_sizes=HIDDEN_LAYERS, activation="relu", learning_rate_init=3e-3, max_iter=400, tol=1e-6, random_state=seed,
-        early_stopping=len(features) > 500, n_iter_no_change=40,
+        hidden_layer_sizes=HIDDEN_LAYERS, activation="relu", learning_rate_init=3e-3, max_iter=MAX_EPOCHS, tol=1e-6,
+        early_stopping=len(features) > 500, n_iter_no_change=40, random_state=seed,
     )  # fmt: skip
-    network.fit((features - mean) / scale, (log_seconds - offset) / spread)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # MAX_EPOCHS are what it gets, converged or not
+        network.fit((features - mean) / scale, (log_seconds - offset) / spread)
 
     def predict(x: Array) -> Array:
         return np.asarray(np.exp(network.predict((x - mean) / scale) * spread + offset))

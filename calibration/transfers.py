@@ -24,9 +24,7 @@ def memory_costs(rows: Sequence[TimedRow], gpu: Gpu) -> tuple[MemoryCost, ...]:
             point = (float(row.kernel.bytes_moved), row.seconds)
             timed.setdefault(row.kernel.kind, []).append(point)
             timed.setdefault("default", []).append(point)
-    costs = [
-        _line(kind, points, gpu) for kind, points in timed.items() if len({size for size, _ in points}) > 1
-    ]
+    costs = [_line(kind, points, gpu) for kind, points in timed.items() if len({size for size, _ in points}) > 1]
     if any(cost.kind == "default" for cost in costs):
         return tuple(costs)
     assumed = MemoryCost(
@@ -83,9 +81,7 @@ def collective_curves(rows: Sequence[TimedRow], tag: Tag = "imported") -> tuple[
     return tuple(curves)
 
 
-def leave_one_out_error(
-    sizes: np.typing.NDArray[np.float64], seconds: np.typing.NDArray[np.float64]
-) -> float:
+def leave_one_out_error(sizes: np.typing.NDArray[np.float64], seconds: np.typing.NDArray[np.float64]) -> float:
     """95th percentile of |log error| when each inner point is interpolated from its two neighbours."""
     if len(sizes) < 4:
         return 0.2

@@ -44,7 +44,5 @@ def collective_seconds(
         inside = (num_bytes >= low.bytes[0]) & (num_bytes <= low.bytes[-1])
         return curve_seconds(num_bytes, low), inside, low.log_error, low.tag
     share = np.log(gpus / low.gpus) / np.log(high.gpus / low.gpus)
-    mixed = (1.0 - share) * np.log(curve_seconds(num_bytes, low)) + share * np.log(
-        curve_seconds(num_bytes, high)
-    )
+    mixed = (1.0 - share) * np.log(curve_seconds(num_bytes, low)) + share * np.log(curve_seconds(num_bytes, high))
     return np.exp(mixed), np.zeros(len(num_bytes), dtype=np.bool_), low.log_error + high.log_error, "assumed"

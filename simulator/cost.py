@@ -8,7 +8,9 @@ and ``inside`` is False. Pure numpy; nothing is cached but the decoded weights.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,12 +20,16 @@ from simulator import physics, physics_attention, physics_moe
 from simulator.cluster import Gpu
 from simulator.collective_curve import collective_seconds
 from simulator.errors import ProfileError, SpecError
+from simulator.gaussian_kernel import matern
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, Kernel, Memory, Moe
 from simulator.physics import Array, Device, Physics
-from simulator.profile import KernelModel, Profile, Residual
+from simulator.profile import Float32, GaussianResidual, KernelModel, Profile, Residual
 from simulator.units import DTYPE_BYTES
 
+PARALLEL_CHUNKS = 8  # fewer are not worth starting threads
 CHUNK_ROWS = 8192  # keeps a chunk's activations inside the L2 cache
+NOVEL_COLUMNS = frozenset({"causal", "window", "past", "alpha", "gated"})
+NOVEL_OCTAVES = 1.0
 WIDENING_CAP = 4.0  # octaves outside the range after which an interval grows no further
 
 PHYSICAL_MODELS: Mapping[str, physics.PhysicalModel] = {
@@ -66,12 +72,7 @@ def predict(kernels: Sequence[Kernel], profile: Profile) -> Prediction:
 
 def predict_rows(rows: Array, model: KernelModel, gpu: Gpu) -> Prediction:
     """The array-level call: ``rows`` [n, columns of ``physics.COLUMNS[model.kernel]``]."""
-    device = device_of(model, gpu)
-    seconds, floor = np.empty(len(rows)), np.empty(len(rows))
-    for start in range(0, len(rows), CHUNK_ROWS):
-        chunk = slice(start, start + CHUNK_ROWS)
-        shape = PHYSICAL_MODELS[model.kernel](rows[chunk], model.coefficients, device)
-        seconds[chunk], floor[chunk] = apply_residual(shape, model.residual), shape.floor_s
+    seconds, floor = _seconds_and_floor(rows, model, device_of(model, gpu))
     floor = floor * model.bound_share
     seconds = np.maximum(seconds, floor)
     distance = octaves_outside(rows, model)
@@ -89,10 +90,28 @@ def predict_rows(rows: Array, model: KernelModel, gpu: Gpu) -> Prediction:
     )
 
 
+def _seconds_and_floor(rows: Array, model: KernelModel, device: Device) -> tuple[Array, Array]:
+    """Chunk by chunk, on all cores when there are several chunks (numpy lets go of the interpreter lock)."""
+    seconds, floor = np.empty(len(rows)), np.empty(len(rows))
+
+    def fill(start: int) -> None:
+        chunk = slice(start, start + CHUNK_ROWS)
+        shape = PHYSICAL_MODELS[model.kernel](rows[chunk], model.coefficients, device)
+        seconds[chunk], floor[chunk] = apply_residual(shape, model.residual), shape.floor_s
+
+    starts = range(0, len(rows), CHUNK_ROWS)
+    if len(starts) < PARALLEL_CHUNKS:
+        for start in starts:
+            fill(start)
+    else:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in pool.map(fill, starts):
+                pass
+    return seconds, floor
+
+
 def device_of(model: KernelModel, gpu: Gpu) -> Device:
-    return Device(
-        model.compute_flop_per_s, gpu.memory_bandwidth_bytes_per_s, gpu.num_sms, dtype_bytes(model.dtype)
-    )
+    return Device(model.compute_flop_per_s, gpu.memory_bandwidth_bytes_per_s, gpu.num_sms, dtype_bytes(model.dtype))
 
 
 def dtype_bytes(dtype: str) -> int:
@@ -102,20 +121,39 @@ def dtype_bytes(dtype: str) -> int:
     return DTYPE_BYTES[dtype]
 
 
-def apply_residual(shape: Physics, residual: Residual | None) -> Array:
-    """Physical seconds times exp of the networks' mean, clamped."""
+def apply_residual(shape: Physics, residual: Residual | GaussianResidual | None) -> Array:
+    """Physical seconds times exp of the learned log residual, clamped to what was seen."""
     if residual is None:
         return shape.base_s
-    standard = (shape.features - np.array(residual.feature_mean)) / np.array(residual.feature_scale)
-    x = np.clip(standard, residual.feature_low, residual.feature_high).astype(np.float32)
+    if shape.features.shape[1] != len(residual.feature_mean):
+        raise ProfileError(
+            f"profile: its residual reads {len(residual.feature_mean)} features, this version computes "
+            f"{shape.features.shape[1]}; rebuild it with the command in its provenance"
+        )
+    x = shape.features.astype(np.float32)
+    x -= np.array(residual.feature_mean, dtype=np.float32)
+    x *= 1.0 / np.array(residual.feature_scale, dtype=np.float32)
+    low, high = np.array(residual.feature_low, dtype=np.float32), np.array(residual.feature_high, dtype=np.float32)
+    np.clip(x, low, high, out=x)
+    log_residual = _network_mean(x, residual) if isinstance(residual, Residual) else _posterior_mean(x, residual)
+    return np.asarray(shape.base_s * np.exp(np.clip(log_residual.astype(np.float64), residual.low, residual.high)))
+
+
+def _network_mean(x: Float32, residual: Residual) -> Float32:
     total = np.zeros(len(x), dtype=np.float32)
     for layers in residual.arrays:
         hidden = x
         for weights, bias in layers[:-1]:
-            hidden = np.tanh(hidden @ weights + bias)
-        total += (hidden @ layers[-1][0] + layers[-1][1])[:, 0]
-    mean = total / max(len(residual.networks), 1)
-    return np.asarray(shape.base_s * np.exp(np.clip(mean, residual.low, residual.high).astype(np.float64)))
+            hidden = hidden @ weights
+            hidden += bias
+            np.tanh(hidden, out=hidden)
+        total += (hidden @ layers[-1][0])[:, 0] + layers[-1][1][0]
+    return total / np.float32(max(len(residual.networks), 1))
+
+
+def _posterior_mean(x: Float32, residual: GaussianResidual) -> Float32:
+    correlation = matern(x, residual.points, residual.length).astype(np.float32)
+    return np.asarray(correlation @ residual.weights)
 
 
 def range_columns(kernel: str, rows: Array) -> dict[str, Array]:
@@ -127,15 +165,23 @@ def range_columns(kernel: str, rows: Array) -> dict[str, Array]:
 
 
 def octaves_outside(rows: Array, model: KernelModel) -> Array:
-    """Largest distance of any column from its calibrated range, in doublings (0 inside)."""
+    """Largest distance of any column from its calibrated range, in doublings (0 inside).
+
+    A kind never timed (a prefix, a window, another mask or routing) is NOVEL_OCTAVES away however long it is:
+    the physical counts cover it, no row confirms it.
+    """
     worst = np.zeros(len(rows))
     for name, values in range_columns(model.kernel, rows).items():
         bounds = model.calibrated.get(name)
         if bounds is None:
             continue
-        above = np.log2((values + 1.0) / (bounds.high + 1.0))
-        below = np.log2((bounds.low + 1.0) / (values + 1.0))
-        worst = np.maximum(worst, np.maximum(above, below))
+        if name in NOVEL_COLUMNS:
+            away = NOVEL_OCTAVES * ((values > bounds.high) | (values < bounds.low))
+        else:
+            above = np.log2(np.maximum(values, 1.0) / max(bounds.high, 1.0))
+            below = np.log2(max(bounds.low, 1.0) / np.maximum(values, 1.0))
+            away = np.maximum(above, below)
+        worst = np.maximum(worst, away)
     return np.where(worst > 1e-9, worst, 0.0)
 
 
@@ -180,8 +226,8 @@ def _columns(kernel: Kernel) -> tuple[float, ...]:
         case Gemm():
             return kernel.m, kernel.n, kernel.k
         case AttentionPrefill(batch=batch, seq_q=seq_q, seq_kv=seq_kv, heads=heads):
-            rest = (kernel.kv_heads, kernel.head_dim, float(kernel.causal), kernel.window)
-            return batch, seq_q, seq_kv, heads, *rest
+            mask = (float(kernel.causal), float(kernel.window))
+            return batch, seq_q, seq_kv, heads, kernel.kv_heads, kernel.head_dim, *mask
         case AttentionDecode(batch=batch, context=context, heads=heads):
             return batch, context, heads, kernel.kv_heads, kernel.head_dim, kernel.window
         case Moe(tokens=tokens, hidden=hidden, inter=inter, topk=topk, experts=experts):

@@ -53,13 +53,14 @@ def ceil_div(numerator: Array, denominator: Array | float) -> Array:
     return np.ceil(numerator / denominator)
 
 
-def soft_max(terms: list[Array], sharpness: float) -> Array:
-    """p-norm of overlapping times: p = 1 adds them (no overlap), p → ∞ is their maximum (perfect overlap)."""
-    largest = np.maximum.reduce(terms)
-    total = np.zeros_like(largest)
-    for term in terms:
-        total += (term / largest) ** sharpness
-    return np.asarray(largest * total ** (1.0 / sharpness))
+def overlapped(terms: list[Array], exposed: float) -> Array:
+    """The longest of overlapping times plus the exposed share (0: perfect overlap, 1: none) of the others."""
+    largest = terms[0]
+    total = terms[0]
+    for term in terms[1:]:
+        largest = np.maximum(largest, term)
+        total = total + term
+    return np.asarray(largest + exposed * (total - largest))
 
 
 def log2(values: Array) -> Array:
@@ -90,70 +91,89 @@ GEMM_START: Mapping[str, float] = {
     "l2_bandwidth_ratio": 2.5,
     "tile_s": 5e-7,
     "split_s": 1.5e-6,
-    "sharpness": 3.0,
+    "exposed_share": 0.3,
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Tiling:
-    """Seconds of one tile shape, and how full its last wave is."""
+    """Seconds of one tile shape, the tiles it makes, and how full its last wave is."""
 
     seconds: Array
     num_tiles: Array
     fill: Array
 
 
-def _tile_seconds(x: Array, c: Coefficients, device: Device, tile: tuple[float, float, str], split: bool) -> _Tiling:
-    """One tile shape: waves x (depth x tile FLOPs / one SM's rate + tile cost), overlapped with traffic."""
-    m, n, k = x[:, 0], x[:, 1], x[:, 2]
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """What every tile shape shares: sizes, seconds of the operands' traffic, L2 bytes a second."""
+
+    m: Array
+    n: Array
+    k: Array
+    memory_s: Array
+    l2_bytes_per_s: float
+    device: Device
+    coefficients: Coefficients
+
+
+def _tile_shape(problem: _Problem, tile: tuple[float, float, str], *, split: bool) -> tuple[_Tiling, ...]:
+    """Waves x (depth x tile FLOPs / one SM's rate + a tile's cost), overlapped with traffic; and with K split.
+
+    Each tile loads its rows of A and columns of B through L2, whatever K is cut into.
+    """
     rows, columns, efficiency = tile
-    tiles = ceil_div(m, rows) * ceil_div(n, columns)
-    parts = np.clip(np.floor(device.num_sms / tiles), 1.0, np.maximum(1.0, k / SPLIT_K_MIN_DEPTH)) if split else 1.0
-    num_tiles = np.asarray(tiles * parts)
-    waves = ceil_div(num_tiles, device.num_sms)
-    sm_flop_per_s = device.flop_per_s / device.num_sms * c[efficiency]
-    compute = waves * (2.0 * rows * columns * (k / parts) / sm_flop_per_s + c["tile_s"])
-    bandwidth = device.bytes_per_s * c["bandwidth_share"]
-    memory = (m * k + k * n + m * n) * device.element_bytes / bandwidth
-    loaded = num_tiles * (np.minimum(rows, m) + columns) * (k / parts) * device.element_bytes
-    l2 = loaded / (bandwidth * c["l2_bandwidth_ratio"])
-    seconds = soft_max([compute, memory, l2], c["sharpness"])
-    if split:
-        partial_bytes = 2.0 * (parts - 1.0) * m * n * ACCUMULATOR_BYTES
-        seconds = seconds + c["split_s"] * (parts > 1.0) + partial_bytes / (bandwidth * c["l2_bandwidth_ratio"])
-    return _Tiling(seconds, num_tiles, num_tiles / (waves * device.num_sms))
+    c, device = problem.coefficients, problem.device
+    tiles = np.ceil(problem.m * (1.0 / rows)) * np.ceil(problem.n * (1.0 / columns))
+    depth_s = problem.k * (2.0 * rows * columns * device.num_sms / (device.flop_per_s * c[efficiency]))
+    per_row = device.element_bytes / problem.l2_bytes_per_s
+    l2_s = tiles * (np.minimum(problem.m, rows) + columns) * problem.k * per_row
+    plain = _tiling(problem, tiles, depth_s, l2_s)
+    if not split:
+        return (plain,)
+    parts = np.clip(np.floor(device.num_sms / tiles), 1.0, np.maximum(1.0, problem.k * (1.0 / SPLIT_K_MIN_DEPTH)))
+    cut = _tiling(problem, tiles * parts, depth_s / parts, l2_s)
+    partial_s = (parts - 1.0) * problem.m * problem.n * (2.0 * ACCUMULATOR_BYTES / problem.l2_bytes_per_s)
+    return plain, _Tiling(cut.seconds + c["split_s"] * (parts > 1.0) + partial_s, cut.num_tiles, cut.fill)
+
+
+def _tiling(problem: _Problem, num_tiles: Array, depth_s: Array, l2_s: Array) -> _Tiling:
+    waves = num_tiles * (1.0 / problem.device.num_sms)
+    whole = np.ceil(waves)
+    compute_s = whole * (depth_s + problem.coefficients["tile_s"])
+    seconds = overlapped([compute_s, problem.memory_s, l2_s], problem.coefficients["exposed_share"])
+    return _Tiling(seconds, num_tiles, waves / whole)
 
 
 def gemm(x: Array, c: Coefficients, device: Device) -> Physics:
-    """The fastest tile shape, as a library's heuristic would choose; see ``_tile_seconds``.
+    """The fastest tile shape, as a library's heuristic would choose; see ``_tile_shape``.
 
     The residual also sees how much slower the other shapes are (a heuristic errs among close ones) and how full
     each shape's last wave would be.
     """
-    m, n, k = x[:, 0], x[:, 1], x[:, 2]
-    plain = [_tile_seconds(x, c, device, tile, split=False) for tile in GEMM_TILES]
-    split = [_tile_seconds(x, c, device, tile, split=True) for tile in GEMM_TILES[2:]]
-    seconds = np.stack([tiling.seconds for tiling in (*plain, *split)])
-    chosen = seconds.argmin(axis=0)
-    everyone = np.arange(len(x))
-    best = seconds[chosen, everyone]
-    num_tiles = np.stack([tiling.num_tiles for tiling in (*plain, *split)])[chosen, everyone]
-    fill = np.stack([tiling.fill for tiling in (*plain, *split)])[chosen, everyone]
-    flops = 2.0 * m * n * k
+    m, n, k = (np.ascontiguousarray(x[:, i]) for i in range(3))
     num_bytes = (m * k + k * n + m * n) * device.element_bytes
-    floor = np.maximum(flops / device.flop_per_s, num_bytes / device.bytes_per_s)
+    bandwidth = device.bytes_per_s * c["bandwidth_share"]
+    problem = _Problem(m, n, k, num_bytes / bandwidth, bandwidth * c["l2_bandwidth_ratio"], device, c)
+    shapes = [_tile_shape(problem, tile, split=index >= 2) for index, tile in enumerate(GEMM_TILES)]
+    plain = [shape[0] for shape in shapes]
+    split = [shape[1] for shape in shapes[2:]]
+    best, num_tiles, fill, is_split = plain[0].seconds, plain[0].num_tiles, plain[0].fill, np.zeros(len(x))
+    for index, tiling in enumerate((*plain[1:], *split)):
+        better = tiling.seconds < best
+        best = np.minimum(best, tiling.seconds)
+        num_tiles = np.where(better, tiling.num_tiles, num_tiles)
+        fill = np.where(better, tiling.fill, fill)
+        is_split = np.where(better, float(index >= len(plain) - 1), is_split)
+    flops = 2.0 * m * n * k
+    floor = np.maximum(flops * (1.0 / device.flop_per_s), num_bytes * (1.0 / device.bytes_per_s))
     base = c["launch_s"] + best
-    slower = [np.minimum(log2(tiling.seconds / best), 2.0) for tiling in plain]
+    slower = [np.minimum(log2(tiling.seconds / best), 2.0) for tiling in (*plain, split[0], split[3])]
+    sizes = [log2(m), log2(n), log2(k), log2(num_bytes), log2(floor / base), log2(best), log2(num_tiles)]
+    waves = [np.minimum(plain[i].num_tiles * (1.0 / device.num_sms), 6.0) for i in (0, 2, 5)]
     features = [
-        log2(m), log2(n), log2(k), log2(flops), log2(num_bytes), log2(floor / base), log2(best / c["launch_s"]),
-        log2(num_tiles), fill, (chosen >= len(plain)) * 1.0, *slower, *(tiling.fill for tiling in plain),
-        np.minimum(log2(split[0].seconds / best), 2.0), np.minimum(log2(split[3].seconds / best), 2.0),
+        *sizes, sizes[0] + sizes[1] + sizes[2], fill, is_split, *slower, *(tiling.fill for tiling in plain), *waves,
         np.minimum(m, 16.0), np.minimum(m, 64.0) / 8.0, (m % 16.0 == 0.0) * 1.0, (m % 128.0) / 128.0,
-        (m % 256.0) / 256.0, (n % 256.0) / 256.0, np.minimum(waves_of(plain[0], device), 6.0),
-        np.minimum(waves_of(plain[2], device), 6.0), np.minimum(waves_of(plain[5], device), 6.0),
+        (m % 256.0) / 256.0, (n % 256.0) / 256.0,
     ]  # fmt: skip
     return Physics(base, floor, np.stack(features, axis=1))
-
-
-def waves_of(tiling: _Tiling, device: Device) -> Array:
-    return tiling.num_tiles / device.num_sms

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from simulator.physics import Array, Coefficients, Device, Physics, ceil_div, log2, soft_max
+from simulator.physics import Array, Coefficients, Device, Physics, ceil_div, log2, overlapped
 
 BLOCK_K = 64.0  # keys a step of the inner loop
 DECODE_ROWS = 64.0  # query heads that share one KV head and fit one decode CTA
@@ -30,7 +30,7 @@ PREFILL_START: Mapping[str, float] = {
     "query_bandwidth_share": 0.5,
     "cache_bandwidth_share": 0.3,
     "merge_s": 3e-6,
-    "sharpness": 3.0,
+    "exposed_share": 0.2,
 }
 DECODE_START: Mapping[str, float] = {
     "launch_s": 1e-5,
@@ -40,7 +40,7 @@ DECODE_START: Mapping[str, float] = {
     "merge_s": 3e-6,
     "merge_part_s": 1e-7,
     "single_launch_s": 1e-5,
-    "sharpness": 3.0,
+    "exposed_share": 0.2,
 }
 
 
@@ -132,7 +132,7 @@ def prefill(x: Array, c: Coefficients, device: Device) -> Physics:
     moved = 2.0 * seq_q * row_bytes / device.bytes_per_s
     traffic = moved * heads / c["query_bandwidth_share"] + moved * kv_heads / c["cache_bandwidth_share"]
     tail = c["tail_share"] * alone * np.minimum(1.0, even / alone) + c["merge_s"] * (parts > 1.0)
-    work = soft_max([even, alone, prefix], c["sharpness"]) + tail + traffic
+    work = overlapped([even, alone, prefix], c["exposed_share"]) + tail + traffic
     base = c["launch_s"] + work
     flops = 4.0 * batch * heads * head_dim * attended_pairs(x)
     num_bytes = (2.0 * seq_q * heads + 2.0 * read_keys * kv_heads) * row_bytes
@@ -165,7 +165,7 @@ def decode(x: Array, c: Coefficients, device: Device) -> Physics:
     chain = keys / parts * c["key_s"] * head_dim / 128.0
     issue = waves * c["cta_s"]
     merge = (c["merge_s"] + c["merge_part_s"] * parts) * (parts > 1.0)
-    work = soft_max([memory, chain, issue], c["sharpness"]) + merge
+    work = overlapped([memory, chain, issue], c["exposed_share"]) + merge
     base = np.where(single, c["single_launch_s"], c["launch_s"]) + work
     flops = 4.0 * batch * heads * head_dim * keys
     floor = np.maximum(flops / device.flop_per_s, num_bytes / device.bytes_per_s)

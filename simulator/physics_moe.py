@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from simulator.physics import Array, Coefficients, Device, Physics, ceil_div, log2, soft_max
+from simulator.physics import Array, Coefficients, Device, Physics, ceil_div, log2, overlapped
 
 MOE_START: Mapping[str, float] = {
     "launch_s": 4e-5,
@@ -20,7 +20,7 @@ MOE_START: Mapping[str, float] = {
     "bandwidth_share": 0.8,
     "tile_s": 1e-6,
     "row_passes": 1.0,
-    "sharpness": 3.0,
+    "exposed_share": 0.2,
 }
 TILE_ROWS = (16.0, 64.0, 128.0)
 SHUFFLE_SEED, NUM_SHUFFLES = 7, 8
@@ -87,7 +87,7 @@ def moe(x: Array, c: Coefficients, device: Device) -> Physics:
     issue = ceil_div(tiles, device.num_sms) * c["tile_s"]
     memory = weights / bandwidth
     traffic = c["row_passes"] * activations / bandwidth
-    work = soft_max([memory, compute, issue], c["sharpness"]) + traffic
+    work = overlapped([memory, compute, issue], c["exposed_share"]) + traffic
     base = c["launch_s"] + work
     one_expert = matrices * np.minimum(experts / ep, 1.0) * hidden * width * device.element_bytes
     shared_flops = 2.0 * matrices * (pairs / ep) * hidden * width

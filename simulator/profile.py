@@ -11,7 +11,7 @@ from __future__ import annotations
 import base64
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -56,9 +56,42 @@ class Layer(Record):
         return self
 
 
+class GaussianResidual(Record):
+    """Small tables: kernel-weighted mean of the rows' own log residuals (a Gaussian process's posterior mean)."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    feature_mean: tuple[float, ...]
+    feature_scale: tuple[float, ...]
+    feature_low: tuple[float, ...]
+    feature_high: tuple[float, ...]
+    low: float
+    high: float
+    length: float = Field(gt=0, description="of the Matern-5/2 kernel, in standard deviations of the features")
+    points_base64: str = Field(description="[rows, features] standardised float32")
+    weights_base64: str = Field(description="[rows] float32")
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> GaussianResidual:
+        rows, width = len(decode_floats(self.weights_base64)), len(self.feature_mean)
+        if {len(self.feature_scale), len(self.feature_low), len(self.feature_high)} != {width}:
+            raise ValueError("feature_mean, feature_scale, feature_low and feature_high differ in length")
+        if len(decode_floats(self.points_base64)) != rows * width:
+            raise ValueError("points_base64 does not hold rows·features float32")
+        return self
+
+    @cached_property
+    def points(self) -> Float32:
+        return decode_floats(self.points_base64).reshape(-1, len(self.feature_mean))
+
+    @cached_property
+    def weights(self) -> Float32:
+        return decode_floats(self.weights_base64)
+
+
 class Residual(Record):
     """Networks (tanh between layers, averaged) from standardised, clamped features to log(measured/physical)."""
 
+    kind: Literal["networks"] = "networks"
     feature_mean: tuple[float, ...]
     feature_scale: tuple[float, ...]
     feature_low: tuple[float, ...] = Field(description="standardised; features are clamped to what was seen")
@@ -125,7 +158,7 @@ class KernelModel(Record):
         default=1.0, gt=0, le=1, description="below 1 where measured rows beat the datasheet bound (caches)"
     )
     coefficients: dict[str, float]
-    residual: Residual | None = None
+    residual: Annotated[Residual | GaussianResidual, Field(discriminator="kind")] | None = None
     intervals: Intervals
     calibrated: dict[str, Range]
     tag: Tag
@@ -237,7 +270,5 @@ def load_profile(name_or_path: str | Path) -> Profile:
         path = PRESETS / f"{name_or_path}.json"
         if not path.exists():
             known = ", ".join(preset_names())
-            raise SpecError(
-                f"profile: unknown {str(name_or_path)!r}; known: {known}, or a path to a .json file"
-            )
+            raise SpecError(f"profile: unknown {str(name_or_path)!r}; known: {known}, or a path to a .json file")
     return load(path, Profile)

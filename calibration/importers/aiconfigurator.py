@@ -151,18 +151,14 @@ def _data_folder(folder: Path, system: str) -> Path:
 
 
 def _frameworks(data: Path) -> list[str]:
-    return sorted(
-        {path.name for path in data.glob("gemm/*")} | {path.name for path in data.glob("attention/*")}
-    )
+    return sorted({path.name for path in data.glob("gemm/*")} | {path.name for path in data.glob("attention/*")})
 
 
 def version_key(name: str) -> tuple[tuple[int, int | str], ...]:
     """Orders version folders: 1.0.0 < 1.3.0rc10 < 1.3.0rc20 < 1.3.0."""
     parts: list[tuple[int, int | str]] = []
     for piece in re.findall(r"\d+|[a-z]+", name.lower()):
-        parts.append(
-            (2, int(piece)) if piece.isdigit() else (0 if piece in ("rc", "a", "b", "dev") else 3, piece)
-        )
+        parts.append((2, int(piece)) if piece.isdigit() else (0 if piece in ("rc", "a", "b", "dev") else 3, piece))
     return (*parts, (1, 0))
 
 
@@ -184,9 +180,7 @@ def _kernels(path: Path, kind: _TableKind) -> Iterator[tuple[Row, Kernel | str]]
     names = set(table.column_names)
     unknown, missing = names - kind.columns - LABELS, kind.columns - names - _OPTIONAL
     if unknown or missing or "latency" not in names:
-        raise SpecError(
-            f"{path}: columns not understood: unknown {sorted(unknown)}, missing {sorted(missing)}"
-        )
+        raise SpecError(f"{path}: columns not understood: unknown {sorted(unknown)}, missing {sorted(missing)}")
     for number, row in enumerate(table.to_pylist()):
         place = f"{path} row {number}"
         if not isinstance(row["latency"], (int, float)) or not 0 < row["latency"] < 1e7:
