@@ -21,7 +21,7 @@ from simulator.model import Model
 from simulator.placement import Placement
 from simulator.profile import Profile, load_profile
 from simulator.program import Program
-from simulator.workload import Sequences, Step, prefill_step
+from simulator.workload import Sequences, Step, Workload, prefill_step
 
 if TYPE_CHECKING:
     from executor.session import Generation
@@ -33,26 +33,32 @@ CHECKABLE_PARAMETERS = 100_000_000  # a second or two a token for the eager refe
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """An allocation's inputs, checked against the digests it was planned with."""
+    """An allocation's inputs, as its ``sources`` say."""
 
     model: Model
     cluster: Cluster
+    workload: Workload
     profiles: Mapping[str, Profile]
 
 
+def read_inputs(allocation: Allocation) -> Inputs:
+    """Model, cluster, workload and profiles from where they were planned from."""
+    from planner.problem import profiles_for
+
+    sources = allocation.sources
+    cluster = presets.cluster(sources.cluster)
+    profiles = profiles_for(cluster, load_profile(sources.profile))
+    return Inputs(presets.model(sources.model), cluster, presets.workload(sources.workload), profiles)
+
+
 def inputs(allocation: Allocation) -> Inputs:
-    """Model, cluster and profiles by the names in the file; SpecError if one has changed since it was planned."""
-    model, cluster = presets.model(allocation.model), presets.cluster(allocation.cluster)
-    profile = load_profile(allocation.profile)
-    for name, record, expected in (
-        ("model", model, allocation.digests.model),
-        ("cluster", cluster, allocation.digests.cluster),
-    ):
-        if digest(record) != expected:
-            raise SpecError(
-                f"{allocation.name}: {name} {getattr(allocation, name)!r} has changed since it was planned; plan again"
-            )
-    return Inputs(model, cluster, {profile.gpu.name: profile})
+    """As ``read_inputs``; SpecError if the model or the cluster has changed since it was planned."""
+    found = read_inputs(allocation)
+    for name, record in (("model", found.model), ("cluster", found.cluster)):
+        if digest(record) != getattr(allocation.digests, name):
+            source = getattr(allocation.sources, name)
+            raise SpecError(f"{allocation.name}: {name} {source!r} has changed since it was planned; plan again")
+    return found
 
 
 def programs(allocation: Allocation, found: Inputs, question: Question) -> tuple[Program, ...]:

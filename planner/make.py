@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from planner.critical_path import difference
-from planner.evaluate import Evaluated, doubt_of, memory_of, metrics_of, step_interval, try_evaluate
+from planner.evaluate import Evaluated, doubt_of, lacking, memory_of, metrics_of, step_interval, try_evaluate
 from planner.problem import Problem, load_problem
 from planner.rivals import baselines, rule_placement
 from planner.search import Race, Rival, race
@@ -64,6 +64,7 @@ def make_problem(problem: Problem) -> Allocation:
         dtype=problem.dtype,
         policy=tuple(policy),
         thresholds=tuple(_threshold(tuple(policy), phase) for phase in ("prefill", "decode")),
+        sources=problem.sources,
         digests=digests(problem),
         assumptions=(*problem.cluster.assumptions, *problem.workload.assumptions),
     )
@@ -146,7 +147,10 @@ def _rival(problem: Problem, question: Question, placement: Placement | str, cac
         )
     found = try_evaluate(problem, question, placement, cache)
     if isinstance(found, Evaluated):
-        return alternative(problem, found)
+        short = lacking(memory_of(problem, [found.program]))
+        if short is None:
+            return alternative(problem, found)
+        found = f"rank {short.rank} lacks {-short.headroom_bytes} bytes"
     return Alternative(
         name=placement.name, placement=placement, num_gpus=len(placement.ranks), pool_gpus=len(placement.pool_ranks),
         step_s=None, infeasible=found,

@@ -39,8 +39,8 @@ def _step_events(timeline: Timeline, step: MeasuredStep, offset_s: float, named:
         if rank not in named:
             named.add(rank)
             for side, what in enumerate(("predicted", "measured")):
-                name = {"name": f"rank {rank} {what}"}
-                yield {"ph": "M", "name": "process_name", "pid": 2 * rank + side, "tid": 0, "args": name}
+                process = {"name": f"rank {rank} {what}"}
+                yield {"ph": "M", "name": "process_name", "pid": 2 * rank + side, "tid": 0, "args": process}
         for number, operation in enumerate(timeline.program.ranks[rank]):
             name = f"{label}: {type(operation).__name__} layer {operation.layer}"
             predicted = (

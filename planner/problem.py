@@ -10,7 +10,7 @@ from pathlib import Path
 from planner.rates import Rates, make_rates
 from planner.space import Question
 from simulator import presets, profile
-from simulator.allocation import Limits
+from simulator.allocation import Limits, Sources
 from simulator.cluster import Cluster
 from simulator.errors import ProfileError, SpecError
 from simulator.model import Model
@@ -32,6 +32,7 @@ class Problem:
     profiles: Mapping[str, Profile]
     objective: Objective
     limits: Limits
+    sources: Sources
 
     @property
     def dtype(self) -> str:
@@ -85,6 +86,9 @@ def load_problem(
         profiles=profiles_for(cluster, main),
         objective=scenario.objective,
         limits=limits,
+        sources=Sources(
+            model=scenario.model, cluster=scenario.cluster, workload=scenario.workload, profile=scenario.profile
+        ),
     )
 
 

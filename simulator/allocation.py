@@ -155,6 +155,15 @@ class Digests(Record):
     profiles: dict[str, str]
 
 
+class Sources(Record):
+    """Where each input was read: a preset's name or a path, as given."""
+
+    model: str
+    cluster: str
+    workload: str
+    profile: str
+
+
 class Limits(Record):
     """The constraints the choice satisfies."""
 
@@ -179,6 +188,7 @@ class Allocation(Record):
     dtype: str
     policy: tuple[Choice, ...] = Field(min_length=1)
     thresholds: tuple[Threshold, ...]
+    sources: Sources
     digests: Digests
     assumptions: tuple[str, ...] = ()
 
