@@ -71,7 +71,7 @@ def _group(worker: Worker, size: int) -> Worker:
 
 
 def _solve(units: int, workers: Sequence[Worker]) -> tuple[int, ...]:
-    """scipy ``milp`` over (h_0 … h_n−1, used_0 … used_n−1, T), times scaled: first the least T, then fewest GPUs at it."""
+    """scipy ``milp`` over (h_0 … h_n−1, used_0 … used_n−1, T), times scaled: the least T, then fewest GPUs at it."""
     import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
 

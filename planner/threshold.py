@@ -5,8 +5,8 @@ With their 35, 45 and 8 ms at 4096 tokens, attention quadratic and feed-forward 
 
     45·x² > 35·x + 8   ⇔   x > (35 + sqrt(35² + 4·45·8)) / (2·45) = (35 + 51.62) / 90 = 0.9625   →   t* = 3942
 
-Closed form (causal prefill, every key byte enters each pool node once, r = kv_heads/heads, g rails of β bytes/s, F FLOP/s,
-s bytes an element): a pool of p pays when moving q, k, v and o costs less than the attention it takes over:
+Closed form (causal prefill, every key byte enters each pool node once, r = kv_heads/heads, g rails of β bytes/s, F
+FLOP/s, s bytes an element): a pool of p pays when moving q, k, v and o costs less than the attention it takes over:
 n* = (2r + 1)·s·F / (2·g·β·(1/g − 1/p)). It is independent of batch and hidden size.
 """
 
