@@ -107,3 +107,17 @@ def separated(model: Model, attention: int, experts: int, **options: object) -> 
         projections="attention",
     )
     return Placement.model_validate({"name": f"ma{attention}-{experts}", "stages": (stage,), **options})
+
+
+def two_level(model: Model, groups: int, slices: int, **options: object) -> Placement:
+    """``groups`` head groups × ``slices`` dimension slices; the feed-forward is cut over all of them."""
+    ranks = tuple(range(groups * slices))
+    stage = Stage(
+        first_layer=0,
+        last_layer=model.num_layers,
+        attention_ranks=ranks,
+        grid=AttentionGrid(heads=even_split(model.num_attention_heads, groups), dim_slices=slices),
+        feed_forward_ranks=ranks,
+        tensor_degree=len(ranks),
+    )
+    return Placement.model_validate({"name": f"two-level{groups}x{slices}", "stages": (stage,), **options})
