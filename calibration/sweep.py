@@ -1,7 +1,7 @@
 """Sweep: times this machine's kernels, cores, messages and collectives with the executor's own operations.
 
     calibrate_cpu(budget_s)  →  Sweep  →  cpu_profile(sweep)
-    calibrate_cuda(budget_s) →  rows for fit_profile
+    calibrate_cuda(budget_s) →  Sweep  →  cuda_profile(sweep)
 
 Kernels are timed one at a time on an idle world, worlds of two to four ranks afterwards. Shapes come class by class in
 turn and in seeded order, so that a small budget still covers every class. ``hints`` (the kernels of a plan) go first.
@@ -10,7 +10,7 @@ turn and in seeded order, so that a small budget still covers every class. ``hin
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product, zip_longest
 
@@ -33,6 +33,8 @@ from simulator.kernel import (
     flops,
 )
 from simulator.profile import Profile, SendRecv
+from simulator.program import Program
+from simulator.work import kernels_of
 
 OnProgress = Callable[[str, float], None]
 """(what is being measured, share done of the whole)."""
@@ -48,6 +50,12 @@ CPU_MATRICES = ((64, 256), (128, 256), (256, 256), (512, 256), (1024, 256), (256
 CUDA_MATRICES = tuple((n, k) for n in (512, 1536, 4096, 16384) for k in (512, 2048, 4096, 16384))
 CPU_HEADS = ((1, 1, 32), (2, 1, 32), (4, 2, 32), (8, 4, 32), (2, 2, 64), (8, 8, 64), (8, 2, 64))
 CUDA_HEADS = ((1, 1, 128), (4, 1, 128), (4, 4, 128), (8, 8, 128), (32, 8, 128), (32, 32, 128))
+DATASHEETS = {  # dense bf16 FLOP/s, bytes/s
+    "H200": (989e12, 4.8e12),  # NVIDIA H200 datasheet, SXM
+    "H100": (989e12, 3.35e12),  # NVIDIA H100 datasheet, SXM
+    "A100-SXM4-80GB": (312e12, 2.039e12),  # NVIDIA A100 datasheet
+    "A100-SXM4-40GB": (312e12, 1.555e12),
+}
 MEMORY_KINDS = ("norm", "rope", "copy", "merge", "activation", "add", "embed", "dispatch", "sample")
 
 
@@ -132,7 +140,7 @@ def calibrate_cuda(
     dtype: str = "bf16",
     hints: Sequence[ComputeKernel] = (),
     on_progress: OnProgress | None = None,
-) -> tuple[TimedRow, ...]:
+) -> Sweep:
     """Time the current CUDA device, in this process. Collectives need several GPUs: import nccl-tests' logs."""
     import torch
 
@@ -150,7 +158,22 @@ def calibrate_cuda(
             rows.append(TimedRow(kernel, time_kernel(kernel, device, dtype=dtype), SOURCE))
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
-    return tuple(rows)
+    properties = torch.cuda.get_device_properties(device)
+    gpu = cuda_device(properties.name, properties.total_memory, properties.multi_processor_count, rows)
+    return Sweep(tuple(rows), gpu)
+
+
+def hints_of(programs: Iterable[Program]) -> tuple[ComputeKernel, ...]:
+    """Every distinct kernel of the programs: what a calibration for one plan should time first."""
+    return tuple(
+        dict.fromkeys(
+            kernel
+            for program in programs
+            for operations in program.ranks
+            for operation in operations
+            for kernel in kernels_of(operation, program.dtype)
+        )
+    )
 
 
 def cpu_kernels(dtype: str, hints: Sequence[ComputeKernel] = ()) -> tuple[ComputeKernel, ...]:
@@ -225,6 +248,26 @@ def cpu_device(name: str, rows: Sequence[TimedRow]) -> Gpu:
         num_sms=1,
         source=f"{SOURCE} ({name}): best rates seen, one thread",
     )
+
+
+def cuda_device(name: str, memory_bytes: int, num_sms: int, rows: Sequence[TimedRow]) -> Gpu:
+    """The device torch names, with its datasheet's dense bf16 peak and bandwidth if known, else the best seen."""
+    seen = cpu_device(name, rows)
+    known = next((peaks for part, peaks in DATASHEETS.items() if part in name), None)
+    flop_per_s, bytes_per_s = known or (seen.compute_flop_per_s, seen.memory_bandwidth_bytes_per_s)
+    return Gpu(
+        name=name,
+        compute_flop_per_s=flop_per_s,
+        memory_bandwidth_bytes_per_s=bytes_per_s,
+        memory_bytes=memory_bytes,
+        num_sms=num_sms,
+        source="datasheet, dense bf16" if known else f"{SOURCE}: best rates seen",
+    )
+
+
+def cuda_profile(sweep: Sweep, *, name: str = "local-cuda") -> Profile:
+    """The profile of a CUDA sweep; collectives and links are not in it."""
+    return fit_profile(sweep.rows, sweep.gpu, replace(FitOptions(), name=name, source=SOURCE, tag="fitted"))
 
 
 def cpu_profile(sweep: Sweep, *, name: str = "local-cpu") -> Profile:

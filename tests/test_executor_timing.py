@@ -5,14 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from calibration.sweep import CPU_MAX_FLOP, CPU_MOST, cpu_kernels
+from calibration.rows import TimedRow
+from calibration.sweep import CPU_MAX_FLOP, CPU_MOST, cpu_kernels, cuda_device, hints_of
 from executor.bench import Bench
 from executor.memory_operations import memory_operation
 from executor.timing import calls_of, expert_counts, time_kernel
 from executor.world_timing import MessageTime, core_s_per_byte, latency_and_bandwidth
 from simulator.errors import ProfileError
 from simulator.kernel import AttentionDecode, AttentionPrefill, ComputeKernel, Gemm, Memory, Moe, flops
+from simulator.lowering import lower
 from simulator.work import kernels_of
+from simulator.workload import prefill_step
+from tests.schemes import static, tiny_model
 
 CPU = torch.device("cpu")
 KERNELS: list[ComputeKernel] = [
@@ -81,6 +85,21 @@ def test_a_sweep_begins_with_the_hints_and_holds_every_class_in_turn() -> None:
     for kind in (Gemm, AttentionPrefill, AttentionDecode, Memory, Moe):
         assert any(isinstance(kernel, kind) for kernel in kernels[1:9])
         assert sum(isinstance(kernel, kind) for kernel in kernels[1:]) <= CPU_MOST
+
+
+def test_a_plans_own_kernels_are_its_hints() -> None:
+    model = tiny_model()
+    program = lower(model, prefill_step(1, 40), static(model, 2), nodes=(0, 0), dtype="fp32")
+    hints = hints_of((program, program))
+    assert len(set(hints)) == len(hints)
+    assert Gemm(40, 256, 128, "fp32") in hints  # gate and up, 2·128 of 2·256 columns
+    assert AttentionPrefill(1, 40, 40, 4, 2, 16, True, 0, "fp32") in hints
+
+
+def test_known_gpus_have_datasheet_peaks_and_others_the_best_rates_seen() -> None:
+    rows = [TimedRow(Gemm(10, 10, 10, "bf16"), 1e-6, "here")]
+    assert cuda_device("NVIDIA H200", 10, 132, rows).memory_bandwidth_bytes_per_s == 4.8e12
+    assert cuda_device("Another", 10, 8, rows).compute_flop_per_s == pytest.approx(2e9)  # 2·10³ FLOP in 1 µs
 
 
 def test_latency_and_bandwidth_of_a_straight_line() -> None:

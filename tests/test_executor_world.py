@@ -98,6 +98,12 @@ def test_prefill_by_query_blocks_then_decode_by_kv_blocks(world: Supervisor) -> 
     assert_like_reference(generation, run_on(world, generation))
 
 
+def test_sixty_four_generated_tokens_are_identical(world: Supervisor) -> None:
+    decoder = pooled(DENSE, 2, AttentionGrid(heads=(8,), kv_blocks=2))
+    generation = generation_of(DENSE, CASES[6], decoder=decoder, num_decoded=63)
+    assert_like_reference(generation, run_on(world, generation))
+
+
 def test_decode_on_other_ranks_than_prefill_gets_its_tokens(world: Supervisor) -> None:
     generation = generation_of(DENSE, static(DENSE, 1), decoder=static(DENSE, 4))
     assert_like_reference(generation, run_on(world, generation))
