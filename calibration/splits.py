@@ -71,12 +71,12 @@ def top_fifth(*names: str) -> Split:
 
 def not_a_causal_square(table: Table) -> Mask:
     """Held out: windowed and unmasked kernels, from causal squares alone (what a rectangle's prediction rests on)."""
-    return (column(table, "window") > 0) | (column(table, "causal") == 0)
+    return np.asarray((column(table, "window") > 0) | (column(table, "causal") == 0))
 
 
 def unseen_model(hidden: int, inter: int) -> Split:
     """Held out: every row of the routed experts of one model."""
-    return lambda table: (column(table, "hidden") == hidden) & (column(table, "inter") == inter)
+    return lambda table: np.asarray((column(table, "hidden") == hidden) & (column(table, "inter") == inter))
 
 
 SPLITS: Mapping[str, Mapping[str, Split]] = {
