@@ -172,6 +172,8 @@ def _add_rest(commands: Commands) -> None:  # type: ignore[valid-type]
     cluster.add_argument("--gpu", required=True, help="GPU type, e.g. A100-SXM4-80GB")
     cluster.add_argument("--nodes", type=int, default=1)
     cluster.add_argument("--nic-gbit-s", type=float, default=None, help="rate of one NIC; the tool does not print it")
+    cluster.add_argument("--nics-per-node", type=int, default=None, help="where the matrix lists none, or too many")
+    cluster.add_argument("--pcie-gbyte-s", type=float, default=None, help="rate between GPUs without NVLink, each way")
     cluster.add_argument("-o", "--output", type=Path, default=Path("cluster.yaml"), metavar="FILE")
     doctor = _command(commands, "doctor", "doctor:doctor", "what this machine has and what attnplan can do on it")
     _json(doctor)
