@@ -74,15 +74,27 @@ def compute(operation: p.Compute, reads: Sequence[Value], rank: Rank) -> tuple[V
             return (embed(operation, tokens, weights),)
         case p.Sample(), (Tensor() as logits,):
             return (sample(operation, logits),)
+        case p.Route() | p.Dispatch() | p.Experts() | p.Combine(), _:
+            return (routed(operation, reads, weights),)
+    raise unreadable(operation, reads)
+
+
+def routed(operation: p.Route | p.Dispatch | p.Experts | p.Combine, reads: Sequence[Value], weights: Weights) -> Value:
+    """The operations of a mixture of experts."""
+    match operation, reads:
         case p.Route(), (Tensor() as x,):
-            return (moe.route(operation, x, weights.matrix((operation.weight,))),)
+            return moe.route(operation, x, weights.matrix((operation.weight,)))
         case p.Dispatch(), (Tensor() as x, moe.Assignment() as assignment):
-            return (moe.dispatch(operation, x, assignment),)
+            return moe.dispatch(operation, x, assignment)
         case p.Experts(), (Tensor() | moe.Ragged() as rows, *_):
-            return (moe.feed_forward(operation, rows, *expert_matrices(operation, weights)),)
+            return moe.feed_forward(operation, rows, *expert_matrices(operation, weights))
         case p.Combine(), (Tensor() | moe.Ragged() as rows, moe.Assignment() as assignment):
-            return (moe.combine(operation, rows, assignment),)
-    raise TypeError(f"{type(operation).__name__} cannot read {[type(value).__name__ for value in reads]}")
+            return moe.combine(operation, rows, assignment)
+    raise unreadable(operation, reads)
+
+
+def unreadable(operation: p.Compute, reads: Sequence[Value]) -> TypeError:
+    return TypeError(f"{type(operation).__name__} cannot read {[type(value).__name__ for value in reads]}")
 
 
 def tensors(values: Sequence[Value]) -> list[Tensor]:
