@@ -39,6 +39,9 @@ from simulator.model import Layer
 from simulator.placement import even_split
 
 
+ROUNDING = 1e-6  # the simulator rounds every operation to a picosecond, and none is shorter than a microsecond
+
+
 def step_bound(question: Question, table: Table, rates: Rates, *, parts: int | None = None) -> Array:
     """Seconds no simulation of a candidate can beat. ``parts``: sequences are dealt into as many (the cache's placement
     decodes them so); None: as the candidate itself would."""
@@ -52,7 +55,7 @@ def step_bound(question: Question, table: Table, rates: Rates, *, parts: int | N
         chosen = np.flatnonzero(np.isin(table["scheme"], schemes))
         if len(chosen):
             bound[chosen] = family(question, table[chosen], rates, parts)
-    return bound
+    return bound * (1 - ROUNDING)
 
 
 def layer_kinds(question: Question) -> dict[Layer, int]:

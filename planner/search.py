@@ -24,8 +24,6 @@ from simulator.errors import InfeasibleError
 from simulator.placement import Placement
 from simulator.program import Program
 
-ROUNDING = 1e-9  # simulated times are whole picoseconds
-
 
 @dataclass(frozen=True)
 class Rival:
@@ -86,7 +84,7 @@ def race(
     cache: Placement | None = None,
     beside: tuple[Program, ...] = (),
     rows: Array | None = None,
-    limit: int | None = 12,
+    limit: int | None = None,
 ) -> Race:
     """Simulate best-first until no bound can beat the best. ``beside``: programs whose memory must fit too;
     ``rows``: a mask of the candidates that take part; ``limit``: simulations at most (then the gap is stated)."""
@@ -98,7 +96,7 @@ def race(
     slo_s = problem.limits.ttft_slo_s if question.phase == "prefill" else problem.limits.tpot_slo_s
     best = np.inf
     for number, row in enumerate(_promising(found, slo_s)):
-        if scores[row] * (1 + ROUNDING) > best:
+        if scores[row] > best:
             break
         if limit is not None and number >= limit and np.isfinite(best):
             found.gap = max(0.0, 1.0 - float(scores[row]) / best)
