@@ -2,7 +2,7 @@
 
 static(t, s)          the documents' baseline is TP 8 × PP 2
 fa_pool_as_written    contiguous query blocks, all heads and all of KV on every pool GPU
-fa_pool               the same pool as attnplan would run it: heads × query blocks, equal causal work, chain multicast
+fa_pool               the same pool as attnplan would run it: heads × query blocks, zigzag, KV in pieces along chains
 fa_pool_decode        KV partitioned over the pool: heads × KV blocks, merged by log-sum-exp
 context_parallel      TP 8 × CP 4: the strongest rival on 32 GPUs
 ma_separation         [3]*8 + [2]*4 heads on 12 GPUs, 16 experts on 4
@@ -17,7 +17,7 @@ from planner.documents_separation import distribute_heads
 from simulator.model import Model
 from simulator.placement import AttentionGrid, BlockRule, Exit, Multicast, Placement, Stage, even_split
 
-CHAIN_CHUNKS = 8
+KV_PIECES = 8  # attention on a piece of KV runs while the next arrives
 
 
 def static(model: Model, tensor: int = 8, stages: int = 1, *, micro_batches: int = 1) -> Placement:
@@ -43,9 +43,9 @@ def static(model: Model, tensor: int = 8, stages: int = 1, *, micro_batches: int
 class Transfers:
     """How a pool cuts queries and receives them."""
 
-    block_rule: BlockRule = "sqrt"
+    block_rule: BlockRule = "zigzag"
     kv_multicast: Multicast = "chain"
-    transfer_chunks: int = CHAIN_CHUNKS
+    kv_pieces: int = KV_PIECES
     micro_batches: int = 1
 
 
@@ -64,7 +64,7 @@ def _pool(model: Model, name: str, grid: AttentionGrid, transfers: Transfers) ->
         block_rule=transfers.block_rule,
         micro_batches=transfers.micro_batches,
         kv_multicast=transfers.kv_multicast,
-        transfer_chunks=transfers.transfer_chunks,
+        kv_streams=transfers.kv_pieces,
     )
 
 
@@ -75,7 +75,7 @@ def fa_pool_as_written(model: Model, pool_gpus: int) -> Placement:
 
 
 def fa_pool(model: Model, pool_gpus: int, *, micro_batches: int = 1) -> Placement:
-    """8 head groups × p/8 query blocks of equal causal work; base GPU g feeds the pool GPUs of head group g."""
+    """8 head groups × p/8 zigzag query blocks (even queries, even work); KV comes in pieces, behind attention."""
     heads = even_split(model.num_attention_heads, BASE_GPUS)
     grid = AttentionGrid(heads=heads, query_blocks=pool_gpus // BASE_GPUS)
     return _pool(model, f"fa-pool-{pool_gpus}", grid, Transfers(micro_batches=micro_batches))
@@ -89,10 +89,9 @@ def fa_pool_decode(model: Model, pool_gpus: int, *, head_groups: int = BASE_GPUS
 
 
 def context_parallel(
-    model: Model, tensor: int = 8, replicas: int = 4, *, block_rule: BlockRule = "contiguous"
+    model: Model, tensor: int = 8, replicas: int = 4, *, block_rule: BlockRule = "contiguous", ring: bool = True
 ) -> Placement:
-    """TP inside a node, token blocks over nodes, KV gathered. Contiguous blocks receive half the KV that zigzag "
-    "does."""
+    """TP inside a node, token blocks over nodes, KV passed round a ring behind attention, or gathered before it."""
     stage = Stage(
         first_layer=0,
         last_layer=model.num_layers,
@@ -101,7 +100,8 @@ def context_parallel(
         feed_forward_ranks=tuple(range(tensor * replicas)),
         tensor_degree=tensor,
     )
-    return Placement(name=f"tp{tensor}-cp{replicas}-{block_rule}", stages=(stage,), block_rule=block_rule)
+    name = f"tp{tensor}-cp{replicas}-{block_rule}" + ("-ring" if ring else "")
+    return Placement(name=name, stages=(stage,), block_rule=block_rule, kv_ring=ring)
 
 
 def context_parallel_decode(model: Model, tensor: int = 8, replicas: int = 4) -> Placement:

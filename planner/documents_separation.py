@@ -194,8 +194,7 @@ def predictor_parameters() -> int:
 
 
 def predict_times(features: Floats, layers: Sequence[tuple[Floats, Floats]]) -> Floats:
-    """The document's network: [5] features through (weights [in, out], bias) layers, ReLU between → "
-    "[T_attention, T_moe]."""
+    """The document's network: [5] features through (weights, bias) layers, ReLU between → [T_attention, T_moe]."""
     hidden = features
     for index, (weights, bias) in enumerate(layers):
         hidden = hidden @ weights + bias

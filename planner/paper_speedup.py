@@ -57,7 +57,7 @@ def split(length: int, pool_gpus: int | None = None, batch: int = SPLIT_BATCH) -
     return Split(length, pool, unfused_s / flash_s, flash_s / free_s, free_s / plain_s, plain_s / overlapped_s)
 
 
-@lru_cache(maxsize=32)
+@lru_cache(maxsize=256)
 def speed_up(length: int, pool_gpus: int, *, nics: int = 8) -> float:
     """TP 8 over FA Pool, one sequence, both with causal flash attention, simulated."""
     name = {8: "dgx-a100-5"}.get(nics, f"dgx-a100-5-nic{nics}")
@@ -136,10 +136,19 @@ def flash_flop_per_s(length: int) -> float:
     return 2 * length**2 * model().hidden_size / BASE_GPUS / core_s(length)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def simulated_break_even_tokens(nics: int = 8, pool_gpus: int = 32) -> float:
-    """As lowered today (KV arrives before attention starts): first power-of-√2 length with a speed-up of 1."""
-    length = 8192.0
-    while length < 2**19 and speed_up(int(length), pool_gpus, nics=nics) < 1.0:
-        length *= math.sqrt(2)
-    return length
+    """The length from which a simulated pool step is faster than TP 8; by bisection to 1 %, in steps of 128 tokens."""
+    low, high = 15e3 * 8 / nics, 60e3 * 8 / nics
+    while high / low > 1.01:
+        middle = int(math.sqrt(low * high)) // 128 * 128
+        low, high = (low, middle) if speed_up(middle, pool_gpus, nics=nics) > 1 else (middle, high)
+    return math.sqrt(low * high)
+
+
+def simulated_attention_s(length: int, pool_gpus: int, *, nics: int = 8) -> float:
+    """One layer's attention in a simulated pool step: the step without everything TP 8 does besides attention."""
+    name = {8: "dgx-a100-5"}.get(nics, f"dgx-a100-5-nic{nics}")
+    layers = model().num_layers
+    rest_s = prefill_s(static(model()), 1, length, name) - layers * core_s(length)
+    return (prefill_s(fa_pool(model(), pool_gpus), 1, length, name) - rest_s) / layers
