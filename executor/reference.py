@@ -6,7 +6,7 @@ so that what differs from an executed program is the program's arithmetic and no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import ceil
 
@@ -17,6 +17,20 @@ from torch.nn import functional
 from executor.weights import SeededSource, Weights
 from simulator.model import Model
 from simulator.program import WeightSlice
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""q [S, heads, d], k and v [L, heads, d], keys hidden from each query [S, L] → o [S, heads, d]."""
+
+
+def attention_weights(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
+    """softmax(q·kᵀ/√d), [heads, S, L]."""
+    scores = torch.einsum("ihd,jhd->hij", q, k) / q.shape[-1] ** 0.5
+    weights: Tensor = scores.masked_fill(hidden, float("-inf")).softmax(-1)
+    return weights
+
+
+def softmax_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    return torch.einsum("hij,jhd->ihd", attention_weights(q, k, hidden), v)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +59,20 @@ class Past:
 
 
 class Reference:
-    """A model computed whole. ``precision`` is the dtype it computes in; weights are those of ``dtype``."""
+    """A model computed whole. ``precision`` is the dtype it computes in; weights are those of ``dtype``. ``attend``
+    computes attention in another way (None: as it is defined)."""
 
     def __init__(
-        self, model: Model, *, seed: int = 0, dtype: str = "fp32", precision: torch.dtype = torch.float64
+        self,
+        model: Model,
+        *,
+        seed: int = 0,
+        dtype: str = "fp32",
+        precision: torch.dtype = torch.float64,
+        attend: Attend | None = None,
     ) -> None:
         self.model, self.precision = model, precision
+        self.attend = softmax_attention if attend is None else attend
         self.weights = Weights(SeededSource(model, seed), dtype=dtype, device=torch.device("cpu"))
 
     def logits(self, sequences: Sequence[Tensor], routing: Sequence[RoutingGroup] | None = None) -> Tensor:
@@ -117,14 +139,13 @@ class Reference:
         q, k = self._rotate(q, start), self._rotate(k, start)
         k, v = past.append(layer, k, v)
         serving = torch.arange(model.num_attention_heads) // model.heads_per_kv_head
-        scores = torch.einsum("ihd,jhd->hij", q, k[:, serving]) / model.head_dim**0.5
+        hidden = torch.zeros(len(k) - start, len(k), dtype=torch.bool)
         if model.causal:
             distance = torch.arange(start, len(k))[:, None] - torch.arange(len(k))[None, :]
             hidden = distance < 0
             if window := model.layers[layer].window:
                 hidden |= distance >= window
-            scores = scores.masked_fill(hidden, float("-inf"))
-        attended = torch.einsum("hij,jhd->ihd", scores.softmax(-1), v[:, serving]).flatten(1)
+        attended = self.attend(q, k[:, serving], v[:, serving], hidden).flatten(1)
         return attended @ self._matrix(f"layers.{layer}.attention.o", attended.shape[1], model.hidden_size)
 
     def _rotate(self, x: Tensor, start: int) -> Tensor:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+import torch
 
+from executor.error_report import attend_by, divergence, error_report, per_slice
+from executor.reference import Reference
+from executor.session import prompts_of
 from executor.supervisor import Supervisor
 from simulator import program as p
 from simulator.errors import InfeasibleError
@@ -161,7 +166,7 @@ def test_attention_flops_follow_from_the_form(mode: DimMode) -> None:
 @pytest.mark.parametrize("rotary", [True, False])
 def test_exact_forms_equal_the_reference(mode: DimMode, kv_heads: int, rotary: bool) -> None:
     model = tiny_model(kv_heads=kv_heads).model_copy(update={"rope_theta": 1e4 if rotary else None, "qkv_bias": True})
-    for groups, slices in ((2, 2), (1, 4), (2, 4)):
+    for groups, slices in ((2, 2), (2, 4)):
         placement = two_level(model, groups, slices, dim_mode=mode)
         generation = generation_of(model, placement, num_decoded=0, world=8)
         assert_like_reference(generation, replayed(generation))
@@ -222,3 +227,41 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
         tensor_degree=4,
     )
     assert "same ranks, tensor_degree 4" in refused(model, Placement(name="apart", stages=(stage,)))
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+@pytest.mark.parametrize("kv_heads", [8, 2])
+def test_the_executed_documents_form_is_the_model_its_report_speaks_of(rotary: bool, kv_heads: int) -> None:
+    model = tiny_model(kv_heads=kv_heads).model_copy(update={"rope_theta": 1e4 if rotary else None})
+    for groups, slices in ((2, 2), (1, 4)):
+        generation = generation_of(model, two_level(model, groups, slices, dim_mode="per_slice"), num_decoded=0)
+        done = replayed(generation)
+        want = Reference(model, attend=attend_by(per_slice(model, slices))).logits(prompts_of(generation)).float()
+        rows = torch.cat([row for rank in done.logits[0] for row in rank])
+        assert (rows[: len(want)] - want).abs().max() <= 1e-5 * want.abs().max()
+        exact = Reference(model).logits(prompts_of(generation)).float()
+        assert (rows[: len(want)] - exact).norm() > 0.1 * exact.norm()
+
+
+def test_error_report_finds_the_documents_form_about_as_wrong_as_uniform_attention() -> None:
+    model = tiny_model(heads=4, kv_heads=4, layers=1).model_copy(update={"head_dim": 64})
+    generator = torch.Generator().manual_seed(3)
+    sequences = [torch.randint(97, (24,), generator=generator) for _ in range(24)]
+    per_slice_error, rounding, ignorant = error_report(model, 4, sequences)
+    assert [per_slice_error.form, rounding.form, ignorant.form] == ["per_slice", "bf16", "uniform"]
+    # bf16 has 8 bits of mantissa: 2⁻⁹ a rounding; a softmax per slice is off by the order of the result itself
+    assert rounding.relative_error < 0.02 < 0.4 < per_slice_error.relative_error
+    assert rounding.logits_relative_error < 0.05 < per_slice_error.logits_relative_error
+    assert rounding.attention_kl < 1e-3 < 0.1 < per_slice_error.attention_kl
+    assert min(rounding.head_cosine) > 0.999 > max(per_slice_error.head_cosine)
+    assert rounding.top1_agreement > per_slice_error.top1_agreement
+    assert len(ignorant.head_cosine) == 4
+    assert per_slice_error.relative_error == pytest.approx(ignorant.relative_error, rel=0.25)
+    assert per_slice_error.attention_kl == pytest.approx(ignorant.attention_kl, rel=0.25)
+
+
+def test_divergence_of_a_distribution_is_zero_from_itself_and_ln_2_from_half_of_it() -> None:
+    row = torch.tensor([[[0.5, 0.5, 0.0, 0.0]]], dtype=torch.float64)
+    flat = torch.full((1, 1, 1, 4), 0.25, dtype=torch.float64)
+    assert divergence(row, row[None]).item() == pytest.approx(0.0, abs=1e-15)
+    assert divergence(row, flat).item() == pytest.approx(math.log(2))  # every weight is twice the flat one
