@@ -81,11 +81,12 @@ def fa_pool(model: Model, pool_gpus: int, *, micro_batches: int = 1) -> Placemen
     return _pool(model, f"fa-pool-{pool_gpus}", grid, Transfers(micro_batches=micro_batches))
 
 
-def fa_pool_decode(model: Model, pool_gpus: int, *, head_groups: int = BASE_GPUS) -> Placement:
+def fa_pool_decode(model: Model, pool_gpus: int, *, head_groups: int = BASE_GPUS, micro_batches: int = 1) -> Placement:
     """Head groups × KV blocks; ``head_groups`` 1 is a pure KV split, every pool GPU with all heads."""
     heads = even_split(model.num_attention_heads, head_groups)
     grid = AttentionGrid(heads=heads, kv_blocks=pool_gpus // head_groups)
-    return _pool(model, f"fa-pool-decode-{pool_gpus}-{head_groups}", grid, Transfers("sqrt", "direct", 1))
+    name = f"fa-pool-decode-{pool_gpus}-{head_groups}-{micro_batches}"
+    return _pool(model, name, grid, Transfers("sqrt", "direct", 1, micro_batches))
 
 
 def context_parallel(

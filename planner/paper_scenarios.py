@@ -122,10 +122,9 @@ def _pool_reason(nics: int, length: int) -> str:
 
 
 def decode_speed_up(pool: int, *, head_groups: int = 8) -> float:
-    """FA Pool decode over TP 8: 256 sequences of 16K."""
-    return decode_s(static(model()), 256, LENGTH) / decode_s(
-        fa_pool_decode(model(), pool, head_groups=head_groups), 256, LENGTH
-    )
+    """FA Pool decode over TP 8: 256 sequences of 16K; one or two micro-batches, whichever is faster."""
+    plans = [fa_pool_decode(model(), pool, head_groups=head_groups, micro_batches=number) for number in (1, 2)]
+    return decode_s(static(model()), 256, LENGTH) / min(decode_s(plan, 256, LENGTH) for plan in plans)
 
 
 def _s5() -> tuple[Outcome, ...]:

@@ -64,6 +64,13 @@ def speed_up(length: int, pool_gpus: int, *, nics: int = 8) -> float:
     return prefill_s(static(model()), 1, length, name) / prefill_s(fa_pool(model(), pool_gpus), 1, length, name)
 
 
+@lru_cache(maxsize=64)
+def overlapped_speed_up(length: int, pool_gpus: int) -> float:
+    """TP 8 over FA Pool for two sequences, both in two micro-batches, so that either may overlap what it can."""
+    two = static(model(), micro_batches=2)
+    return prefill_s(two, 2, length) / prefill_s(fa_pool(model(), pool_gpus, micro_batches=2), 2, length)
+
+
 @lru_cache(maxsize=32)
 def ceiling(length: int, *, unfused: bool = False) -> float:
     """TP 8 over itself without attention: what an infinite pool with free transfers would give, no overlap."""
