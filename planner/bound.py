@@ -38,7 +38,6 @@ from planner.space import Question, Scheme, Table
 from simulator.model import Layer
 from simulator.placement import even_split
 
-
 ROUNDING = 1e-6  # the simulator rounds every operation to a picosecond, and none is shorter than a microsecond
 
 

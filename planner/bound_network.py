@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.bound_copies import copy_seconds
 from planner.bound_attention import Cells, cells_of, decode_seconds, first_heads, prefill_cells
+from planner.bound_copies import copy_seconds
 from planner.rates import Array, Numbers, Rates
 from planner.shares import Dealt, ceil_div
 from planner.space import Question, Scheme, Table

@@ -1,8 +1,8 @@
 """Rates: vectorised prices of kernels and collectives for the bound; never more than what the simulator charges.
 
-A kernel costs at least what the fastest GPU type of the cluster needs for it, and where it is an operation of its own at
-least its launch (attention may be several kernels an operation: none). Collectives inside a node follow the measured curve, across nodes ``collective_cost``. Rows with a zero
-dimension are free: nothing is launched for them.
+A kernel costs at least what the fastest GPU type of the cluster needs for it, and where it is an operation of its own
+at least its launch (attention may be several kernels an operation: none). Collectives inside a node follow the measured
+curve, across nodes ``collective_cost``. Rows with a zero dimension are free: nothing is launched for them.
 """
 
 from __future__ import annotations

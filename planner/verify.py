@@ -1,7 +1,7 @@
 """Verify: an allocation re-checked from its inputs, by arithmetic of its own.
 
 It shares no code with the search: only the files' schemas. Every finding is one line: place, value, what it must be.
-``verify`` checks the file as a whole and what crosses entries; ``verify_choice`` one entry; ``verify_memory`` its bytes.
+``verify`` checks the file as a whole and what crosses entries; ``verify_choice`` one entry; ``verify_memory`` bytes.
 What it cannot check: that no better candidate exists (the gap says so, tests compare with brute force).
 """
 
@@ -108,15 +108,16 @@ def _thresholds(allocation: Allocation) -> Iterator[str]:
     if sorted(phases) != ["decode", "prefill"]:
         yield f"thresholds: for {phases}; one for prefill and one for decode are needed"
     for threshold in allocation.thresholds:
+        place = f"thresholds.{threshold.phase}"
         entries = [choice for choice in allocation.policy if choice.phase == threshold.phase]
         first = min((choice.min_tokens for choice in entries if choice.pool_gpus), default=None)
         if threshold.tokens != first:
-            yield f"thresholds.{threshold.phase}.tokens: {threshold.tokens}; the policy's first pool is at {first}"
+            yield f"{place}.tokens: {threshold.tokens}; the policy's first pool is at {first}"
         faster = min((choice.min_tokens for choice in entries if _pool_wins(choice)), default=None)
         if threshold.pool_tokens != faster:
-            yield f"thresholds.{threshold.phase}.pool_tokens: {threshold.pool_tokens}; a pool first beats the base at {faster}"
+            yield f"{place}.pool_tokens: {threshold.pool_tokens}; a pool first beats the base at {faster}"
         if threshold.rule_tokens != DOCUMENTS_TOKENS:
-            yield f"thresholds.{threshold.phase}.rule_tokens: {threshold.rule_tokens}; the documents say {DOCUMENTS_TOKENS}"
+            yield f"{place}.rule_tokens: {threshold.rule_tokens}; the documents say {DOCUMENTS_TOKENS}"
 
 
 def _pool_wins(choice: Choice) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import isclose
 
 from simulator.allocation import Allocation, Alternative, Choice, Interval
@@ -95,9 +96,9 @@ def _gpus(inputs: Inputs, choice: Choice) -> Iterator[str]:
     if choice.num_gpus > inputs.allocation.limits.max_gpus:
         yield f"num_gpus: {choice.num_gpus} exceeds max_gpus {inputs.allocation.limits.max_gpus}"
     base = inputs.allocation.limits.base_gpus
-    if base is not None and attention - feed_forward and feed_forward and len(feed_forward) != base:
-        if choice.placement.stages[0].projections == "feed_forward":
-            yield f"placement: a pool on a base of {len(feed_forward)}; base_gpus is {base}"
+    pooled = attention - feed_forward and choice.placement.stages[0].projections == "feed_forward"
+    if base is not None and pooled and len(feed_forward) != base:
+        yield f"placement: a pool on a base of {len(feed_forward)}; base_gpus is {base}"
 
 
 def _metrics(inputs: Inputs, choice: Choice) -> Iterator[str]:
@@ -115,7 +116,8 @@ def _metrics(inputs: Inputs, choice: Choice) -> Iterator[str]:
     ):
         value = getattr(metrics, name).value
         if not isclose(value, expected, rel_tol=TOLERANCE):
-            yield f"metrics.{name}: {value:.6g}; {tokens} tokens in {step.value:.6g} s on {choice.num_gpus} make {expected:.6g}"
+            made = f"{tokens} tokens in {step.value:.6g} s on {choice.num_gpus} GPUs make {expected:.6g}"
+            yield f"metrics.{name}: {value:.6g}; {made}"
     for name in ("step_s", "tokens_per_s", "tokens_per_s_per_gpu", "gpu_seconds_per_token"):
         interval: Interval = getattr(metrics, name)
         if interval.tag not in ("fitted", "assumed", "imported"):
@@ -178,11 +180,11 @@ def _rivals(inputs: Inputs, choice: Choice) -> Iterator[str]:
     ours = _score(inputs, choice.metrics.step_s.value, choice.num_gpus)
     for name, rival in _alternatives(choice):
         yield from (f"{name}.{fault}" for fault in _alternative(rival))
-        if rival.step_s is not None and not rival.infeasible and not _misses_slo(inputs, choice, rival):
-            if rival.num_gpus <= inputs.allocation.limits.max_gpus:
-                theirs = _score(inputs, rival.step_s.value, rival.num_gpus)
-                if theirs < ours * (1 - TOLERANCE) and choice.search.gap == 0:
-                    yield f"{name}: {rival.name} scores {theirs:.6g}, better than the choice's {ours:.6g}, at gap 0"
+        allowed = rival.num_gpus <= inputs.allocation.limits.max_gpus and not _misses_slo(inputs, choice, rival)
+        if rival.step_s is not None and allowed and choice.search.gap == 0:
+            theirs = _score(inputs, rival.step_s.value, rival.num_gpus)
+            if theirs < ours * (1 - TOLERANCE):
+                yield f"{name}: {rival.name} scores {theirs:.6g}, better than the choice's {ours:.6g}, at gap 0"
     pool = 0 if choice.tokens < 4096 else min(8 * (choice.tokens // 4096).bit_length(), 32)
     if choice.rule.infeasible is None and choice.rule.pool_gpus != pool:
         yield f"rule.pool_gpus: {choice.rule.pool_gpus}; the documents give {pool} at {choice.tokens} tokens"
@@ -223,7 +225,7 @@ def _alternative(rival: Alternative) -> Iterator[str]:
         return
     if rival.placement is None:
         if rival.infeasible is None or rival.num_gpus or rival.pool_gpus:
-            yield f"pool_gpus: {rival.pool_gpus} of {rival.num_gpus} GPUs without a placement; give one, or a reason and 0"
+            yield f"pool_gpus: {rival.pool_gpus} of {rival.num_gpus} without a placement; give one, or a reason and 0"
         return
     if rival.num_gpus != len(rival.placement.ranks):
         yield f"num_gpus: {rival.num_gpus}; its placement uses {len(rival.placement.ranks)}"
@@ -246,7 +248,7 @@ def _score(inputs: Inputs, step_s: float, gpus: int) -> float:
 
 def _pareto_and_search(inputs: Inputs, choice: Choice) -> Iterator[str]:
     points, search = choice.pareto, choice.search
-    for before, after in zip(points, points[1:], strict=False):
+    for before, after in pairwise(points):
         if not (before.num_gpus <= after.num_gpus and before.step_s > after.step_s):
             yield f"pareto: {after.name} ({after.num_gpus} GPUs, {after.step_s:.6g} s) is not beyond {before.name}"
     if not any(

@@ -28,7 +28,8 @@ def check_memory(inputs: Inputs, choice: Choice, decode: Choice) -> Iterator[str
         if rank >= len(devices):
             yield f"memory: rank {rank}; the cluster has {len(devices)}"
         elif row.capacity_bytes != capacity[devices[rank]]:
-            yield f"memory: rank {rank} has capacity_bytes {row.capacity_bytes}; {devices[rank]} has {capacity[devices[rank]]}"
+            expected = capacity[devices[rank]]
+            yield f"memory: rank {rank} has capacity_bytes {row.capacity_bytes}; {devices[rank]} has {expected}"
         if row.headroom_bytes < 0:
             yield f"memory: rank {rank} lacks {-row.headroom_bytes} bytes"
     yield from _weights(inputs, choice, decode)
@@ -48,7 +49,7 @@ def _weights(inputs: Inputs, choice: Choice, decode: Choice) -> Iterator[str]:
         high = low + beside.get(row.rank, 0.0)
         low = max(low, beside.get(row.rank, 0.0)) - _idle_table(inputs, choice.placement)
         if not low * (1 - TOLERANCE) <= row.weights_bytes <= high * (1 + TOLERANCE) + 2**20:
-            yield f"memory: rank {row.rank} has weights_bytes {row.weights_bytes}; its shards are {low:.0f} to {high:.0f}"
+            yield f"memory: rank {row.rank} has weights_bytes {row.weights_bytes}; its shards: {low:.0f} to {high:.0f}"
 
 
 def _idle_table(inputs: Inputs, placement: Placement) -> float:

@@ -1,0 +1,114 @@
+"""Flips: what would change a choice, and at which value, by simulating choice and runner-up side by side.
+
+One quantity is moved, all else stays: prompt length, batch, NICs a node. Lengths are bisected to 5 % between an eighth and
+eight times the planned one; batches are doubled and halved; NICs are halved down to one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from planner.evaluate import Evaluated, try_evaluate
+from planner.problem import Problem
+from planner.space import Question
+from simulator.allocation import Allocation, Choice
+from simulator.cluster import Cluster
+from simulator.workload import Phase
+
+REACH = 8  # how far from the planned length a flip is looked for
+TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """A quantity, and the value at which the runner-up overtakes (None: it does not, as far as was looked)."""
+
+    phase: Phase
+    bucket: str
+    quantity: str
+    value: float | None
+    sentence: str
+
+
+def flips(problem: Problem, allocation: Allocation) -> tuple[Flip, ...]:
+    """For every entry with a runner-up: length, batch and NICs."""
+    return tuple(flip for choice in allocation.policy for flip in flips_of(problem, choice))
+
+
+def flips_of(problem: Problem, choice: Choice) -> Iterator[Flip]:
+    second = choice.runner_up
+    if second is None or second.placement is None:
+        return
+    question = next(
+        problem.question(choice.phase, bucket) for bucket in problem.workload.buckets if bucket.name == choice.bucket
+    )
+
+    def leads(problem: Problem, question: Question) -> bool | None:
+        """Whether the choice still beats the runner-up; None where one of them is impossible."""
+        assert second is not None and second.placement is not None
+        times = [try_evaluate(problem, question, one, None) for one in (choice.placement, second.placement)]
+        if not all(isinstance(time, Evaluated) for time in times):
+            return None
+        ours, theirs = (time for time in times if isinstance(time, Evaluated))
+        weight = problem.objective in ("cost", "tps_per_gpu")
+        scores = [one.step_s * (one.num_gpus if weight else 1) for one in (ours, theirs)]
+        return scores[0] <= scores[1]
+
+    name = second.name
+    yield _length(problem, question, choice, name, leads)
+    yield _batch(problem, question, choice, name, leads)
+    yield _nics(problem, question, choice, name, leads)
+
+
+Leads = Callable[[Problem, Question], bool | None]
+
+
+def _length(problem: Problem, question: Question, choice: Choice, name: str, leads: Leads) -> Flip:
+    for edge in (question.tokens * REACH, max(question.tokens // REACH, 1)):
+        if leads(problem, replace(question, tokens=edge)) is False:
+            near, far = question.tokens, edge
+            while abs(far - near) > max(1, TOLERANCE * min(near, far)):
+                middle = (near + far) // 2
+                near, far = (middle, far) if leads(problem, replace(question, tokens=middle)) else (near, middle)
+            side = "from" if edge > question.tokens else "up to"
+            return _flip(choice, "tokens", far, f"{name} is better {side} about {far} tokens [fitted]")
+    low, high = max(question.tokens // REACH, 1), question.tokens * REACH
+    return _flip(choice, "tokens", None, f"no length from {low} to {high} tokens makes {name} better [fitted]")
+
+
+def _batch(problem: Problem, question: Question, choice: Choice, name: str, leads: Leads) -> Flip:
+    tried = [
+        size for size in (question.batch * 2, question.batch * 4, question.batch // 2, question.batch // 4) if size
+    ]
+    for batch in tried:
+        if leads(problem, replace(question, batch=batch)) is False:
+            return _flip(choice, "batch", batch, f"{name} is better at batch {batch} [fitted]")
+    shown = ", ".join(str(size) for size in sorted(tried))
+    return _flip(choice, "batch", None, f"no batch of {shown} makes {name} better [fitted]")
+
+
+def _nics(problem: Problem, question: Question, choice: Choice, name: str, leads: Leads) -> Flip:
+    most = max((node.nics.count for node in problem.cluster.nodes if node.nics is not None), default=1)
+    count = most // 2
+    while count:
+        cluster = with_nics(problem.cluster, count)
+        if leads(replace(problem, cluster=cluster), replace(question, cluster=cluster)) is False:
+            return _flip(choice, "nics", count, f"{name} is better with {count} NICs a node [assumed]")
+        count //= 2
+    return _flip(choice, "nics", None, f"fewer NICs than {most} a node do not make {name} better [assumed]")
+
+
+def with_nics(cluster: Cluster, count: int) -> Cluster:
+    """The cluster with at most ``count`` NICs in every node."""
+    nodes = tuple(
+        node
+        if node.nics is None
+        else node.model_copy(update={"nics": node.nics.model_copy(update={"count": min(node.nics.count, count)})})
+        for node in cluster.nodes
+    )
+    return cluster.model_copy(update={"nodes": nodes})
+
+
+def _flip(choice: Choice, quantity: str, value: float | None, sentence: str) -> Flip:
+    return Flip(choice.phase, choice.bucket, quantity, value, sentence)
