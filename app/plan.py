@@ -1,0 +1,3 @@
+import streamlit as st
+def show() -> None:
+    st.title("soon")
