@@ -40,7 +40,7 @@ def kind_of(operation: p.Operation) -> str:
     match operation:
         case p.Linear():
             return "gemm"
-        case p.Attention():
+        case p.Attention() | p.Scores() | p.WeighValues():
             return "attention"
         case p.Experts() | p.Route():
             return "experts"

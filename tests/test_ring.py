@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from executor.supervisor import Supervisor
 from simulator import program as p
+from simulator.engine import run
 from simulator.errors import InfeasibleError
 from simulator.kernel import attended_pairs, flops
 from simulator.lowering import lower
@@ -18,6 +19,7 @@ from simulator.placement import AttentionGrid, Placement, Stage
 from simulator.work import kernels_of
 from simulator.workload import Sequences, Step, prefill_step
 from tests.executor_world import assert_like_reference, generation_of, replayed, run_on
+from tests.hand_made import cluster
 from tests.program_checks import assert_well_formed
 from tests.schemes import context_parallel, tiny_model
 
@@ -167,3 +169,15 @@ def test_rings_that_do_not_fit_are_refused_in_one_line() -> None:
         lower(model, RAGGED, Placement(name="apart", stages=(apart,), kv_ring=True), nodes=NODES)
     with pytest.raises(InfeasibleError, match="kv_streams must be 1, not 2"):
         lower(model, RAGGED, ring(model, 1, 2, kv_streams=2), nodes=NODES)
+
+
+@pytest.mark.parametrize("transfer_ms", [0.5, 1.0, 2.0])
+def test_simulated_steps_take_the_longer_of_attention_and_transfer(transfer_ms: float) -> None:
+    """c steps of a ms of attention, c − 1 transfers of t ms under the first c − 1: (c − 1)·max(a, t) + a."""
+    model = tiny_model(layers=1)
+    program = lower(model, prefill_step(1, 4096), ring(model, 1, 4), nodes=(0,) * 4, dtype="fp32")
+    block = 1024 * 2 * 4 * 16 * 4  # tokens × (K, V) × KV heads × head_dim × 4 B
+    durations = [[1e-3 if isinstance(op, p.Attention) else 0.0 for op in ops] for ops in program.ranks]
+    timeline = run(program, cluster(gpus=4, link=block / (transfer_ms * 1e-3)), durations)
+    # nothing else takes time but the sampled tokens, 8 bytes each
+    assert timeline.duration_s == pytest.approx((3 * max(1.0, transfer_ms) + 1.0) * 1e-3, rel=1e-3)

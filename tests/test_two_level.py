@@ -13,13 +13,16 @@ from executor.error_report import attend_by, divergence, error_report, per_slice
 from executor.reference import Reference
 from executor.session import prompts_of
 from executor.supervisor import Supervisor
+from simulator import presets
 from simulator import program as p
+from simulator.engine import simulate
 from simulator.errors import InfeasibleError
 from simulator.kernel import AttentionPrefill, Gemm, Memory, attended_pairs, flops
 from simulator.lowering import lower
 from simulator.memory import weight_slices
 from simulator.model import Experts, Layer, Model
 from simulator.placement import AttentionGrid, DimMode, Placement, Stage
+from simulator.profile import load_profile
 from simulator.weight_slice import DimSlice, WeightSlice
 from simulator.work import kernels_of
 from simulator.workload import Sequences, Step, decode_step, prefill_step
@@ -265,3 +268,14 @@ def test_divergence_of_a_distribution_is_zero_from_itself_and_ln_2_from_half_of_
     flat = torch.full((1, 1, 1, 4), 0.25, dtype=torch.float64)
     assert divergence(row, row[None]).item() == pytest.approx(0.0, abs=1e-15)
     assert divergence(row, flat).item() == pytest.approx(math.log(2))  # every weight is twice the flat one
+
+
+def test_simulated_score_sum_is_the_slowest_form_and_all_to_all_the_fastest_exact_one() -> None:
+    model, machine, profile = presets.model("two-level"), presets.cluster("a100-4x4"), load_profile("a100-sxm4-80gb")
+    nodes = tuple(node for node, _, _ in machine.rank_nodes())
+    seconds = {}
+    for mode in MODES:
+        lowered = lower(model, prefill_step(128, 10_000), two_level(model, 4, 4, dim_mode=mode), nodes=nodes)
+        seconds[mode] = simulate(lowered, machine, {profile.gpu.name: profile}).duration_s
+    assert seconds["all_to_all"] < seconds["gather_qk"] < seconds["score_sum"]
+    assert seconds["score_sum"] > 2 * seconds["all_to_all"]
