@@ -77,9 +77,8 @@ class Measured:
 def threshold_tokens(measured: Measured | None = None) -> float:
     """The smallest t with Attention(t) > FFN(t) + Communication: quadratic, linear and linear through ``measured``.
 
-    a·(t/n)² = f·(t/n) + c·(t/n) → t = n·(f + c)/a; with 45, 35 and 8 ms at 4096: 4096·43/45 = 3914. The checklist's
-    3942 keeps communication constant: a·x² = f·x + c. That is the default reading here (8 ms is a latency-like
-    overhead "for 8 pool GPUs").
+    Communication is read as constant ("8 ms for 8 pool GPUs"): a·x² = f·x + c with x = t/n. Linear in t it would be
+    t = n·(f + c)/a; see ``threshold_tokens_by_reading``.
     """
     found = measured or Measured()
     a, f, c = found.attention_s, found.feed_forward_s, found.communication_s

@@ -52,13 +52,11 @@ def kv_bytes_per_sequence(length: int) -> int:
 
 
 def rows() -> Rows:
-    return (*_specifications(), *_rules(), *_algorithm(), *_asynchrony())
+    return (*_gpus(), *_sizes(), *_rules(), *_algorithm(), *_asynchrony())
 
 
-def _specifications() -> Rows:
-    wanted = model()
+def _gpus() -> Rows:
     causal_kv = 1024 * kv_bytes_per_sequence(THRESHOLD_TOKENS)
-    one_forward_s = 1024 * prefill_s(static(wanted), 1, THRESHOLD_TOKENS)
     return (
         specified(
             "F01",
@@ -91,6 +89,14 @@ def _specifications() -> Rows:
             criterion="the KV cache fits in one GPU",
             assuming="prefill of small batches (16 fit)",
         ),
+    )
+
+
+def _sizes() -> Rows:
+    wanted = model()
+    causal_kv = 1024 * kv_bytes_per_sequence(THRESHOLD_TOKENS)
+    one_forward_s = 1024 * prefill_s(static(wanted), 1, THRESHOLD_TOKENS)
+    return (
         specified("F07", "4 layers", f"{wanted.num_layers}", implemented=wanted.num_layers == 4),
         specified("F08", "hidden size 4096", f"{wanted.hidden_size}", implemented=wanted.hidden_size == 4096),
         judged(

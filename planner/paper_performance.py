@@ -23,7 +23,7 @@ LATENCY_BATCH = 16  # the batch at which measured kernels reproduce their 35 and
 
 
 def rows() -> Rows:
-    return (*_threshold(), *_base_memory(), *_pool_memory())
+    return (*_threshold(), *_overheads(), *_base_memory(), *_base_total(), *_pool_memory())
 
 
 def feed_forward_s(tokens: int) -> float:
@@ -75,10 +75,6 @@ def _half_octave(tokens: float) -> bool:
 def _threshold() -> Rows:
     feed_forward, attention = attention_block_s()
     readings = threshold_tokens_by_reading()
-    moved = {batch: 1e3 * transfer_s(batch, 4096) for batch in (1, 3, LATENCY_BATCH)}
-    unfused = crossing_tokens(lambda n: unfused_core_s(n, batch=LATENCY_BATCH), LATENCY_BATCH)
-    causal = crossing_tokens(lambda n: core_s(n, batch=LATENCY_BATCH), LATENCY_BATCH)
-    block = crossing_tokens(lambda n: core_s(n, batch=LATENCY_BATCH) + projections_s(LATENCY_BATCH * n), LATENCY_BATCH)
     batch = f"prefill of {LATENCY_BATCH} sequences on TP 8, all 4 layers, no all-reduce"
     return (
         judged(
@@ -109,6 +105,15 @@ def _threshold() -> Rows:
             assuming=f"{LATENCY_BATCH} sequences, causal flash attention, with projections and one all-reduce",
             tag="fitted",
         ),
+    )
+
+
+def _overheads() -> Rows:
+    moved = {batch: 1e3 * transfer_s(batch, 4096) for batch in (1, 3, LATENCY_BATCH)}
+    unfused = crossing_tokens(lambda n: unfused_core_s(n, batch=LATENCY_BATCH), LATENCY_BATCH)
+    causal = crossing_tokens(lambda n: core_s(n, batch=LATENCY_BATCH), LATENCY_BATCH)
+    block = crossing_tokens(lambda n: core_s(n, batch=LATENCY_BATCH) + projections_s(LATENCY_BATCH * n), LATENCY_BATCH)
+    return (
         judged(
             "F28",
             "communication takes about 8 ms with 8 pool GPUs",
@@ -168,6 +173,11 @@ def _base_memory() -> Rows:
             holds=close(kv, 20 * GB, 0.1),
             criterion="within 10 % at batch 1024",
         ),
+    )
+
+
+def _base_total() -> Rows:
+    return (
         judged(
             "F33",
             "base total is about 65 GB",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from planner.documents_two_level import TwoLevel
 from planner.paper_page import table
 from planner.paper_scaling import POOLS
+from planner.paper_slices import byte_table, decode_choice
 from planner.paper_speedup import (
     break_even_tokens,
     closed_form_break_even_tokens,
@@ -16,7 +17,6 @@ from planner.paper_speedup import (
     speed_up,
 )
 from planner.paper_split import balancing_batch, crossover, sweep
-from planner.paper_two_level import byte_table, decode_choice
 from simulator.workload import Phase
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from planner.documents_two_level import TwoLevel, moved_bytes, parameters_per_de
 from planner.paper_performance import attention_block_s
 from planner.paper_replay import replay
 from planner.paper_scaling import POOLS
+from planner.paper_slices import decode_choice
 from planner.paper_speedup import (
     break_even_tokens,
     ceiling,
@@ -28,7 +29,6 @@ from planner.paper_speedup import (
 )
 from planner.paper_split import balancing_batch, split_times
 from planner.paper_steps import core_s, decode_s, model, parts_s, prefill_s, timeline
-from planner.paper_two_level import decode_choice
 from simulator.units import GB
 from simulator.workload import decode_step, prefill_step
 

@@ -85,7 +85,6 @@ def _placement() -> Rows:
     attends = [rank for rank, ops in enumerate(program.ranks) if any(isinstance(o, p.Attention) for o in ops)]
     experts = [rank for rank, ops in enumerate(program.ranks) if any(isinstance(o, p.Experts) for o in ops)]
     held = {o.heads for rank in attends for o in program.ranks[rank] if isinstance(o, p.Attention)}
-    home = nodes(CLUSTER)
     return (
         specified(
             "M04",
@@ -107,6 +106,13 @@ def _placement() -> Rows:
             holds=sizes == (3,) * 8 + (2,) * 4 and set(ranges) == held and ranges[11] == (30, 32),
             criterion="exact",
         ),
+        *_nodes(attends),
+    )
+
+
+def _nodes(attention_ranks: list[int]) -> Rows:
+    home = nodes(CLUSTER)
+    return (
         judged(
             "M07",
             "32 // 12 = 2.67",
@@ -114,7 +120,7 @@ def _placement() -> Rows:
             holds=close(32 // 12, 2.67),
             criterion="integer division",
         ),
-        _m08(len({home[rank] for rank in attends})),
+        _m08(len({home[rank] for rank in attention_ranks})),
         specified(
             "M09",
             "nodes [0–3], [4–7], [8–11], [12–15]",

@@ -1,13 +1,9 @@
-"""Statements T01–T21: two-level partitioning's shapes, forms, bytes and claims, and when slicing heads pays (S8).
+"""Statements T01–T21: two-level partitioning's shapes, forms, bytes and claims.
 
-Times are kernels in closed form (A100 profile) plus bytes over NVLink; the per-slice form is run in numpy to show its
-error. What it ignores: lowering (dimension slices are counted here, not simulated).
+The per-slice form is run in numpy to show its error.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 
@@ -30,22 +26,18 @@ from planner.documents_two_level import (
     score_bytes,
 )
 from planner.paper_statement import Statement, close, judged, specified
-from planner.paper_steps import cluster, model, seconds_of
-from simulator.kernel import AttentionDecode
-from simulator.units import GB, format_bytes
+from planner.paper_steps import model
+from simulator.units import format_bytes
 
 Rows = tuple[Statement, ...]
-NVLINK_BYTES_PER_S = 230e9  # NCCL bus bandwidth inside an A100 node; FACTS: 222–235 GB/s measured
-COLLECTIVE_S = 15e-6  # assumed: latency of a small collective of four GPUs
 
 
 def rows() -> Rows:
     sizes = TwoLevel()
-    return (*_shapes(sizes), *_algorithm(sizes), *_claims(sizes))
+    return (*_shapes(sizes), *_blocks(sizes), *_algorithm(sizes), *_storage(sizes), *_claims(sizes))
 
 
 def _shapes(sizes: TwoLevel) -> Rows:
-    written, right = block_shape_as_written(sizes), block_shape(sizes)
     preset = model("two-level")
     return (
         specified(
@@ -75,6 +67,13 @@ def _shapes(sizes: TwoLevel) -> Rows:
             holds=(sizes.heads_per_group, sizes.slice_dim) == (8, 32),
             criterion="exact",
         ),
+    )
+
+
+def _blocks(sizes: TwoLevel) -> Rows:
+    written, right = block_shape_as_written(sizes), block_shape(sizes)
+    columns = right[1]
+    return (
         judged(
             "T05",
             "W is cut into blocks of 256 × 256",
@@ -84,13 +83,6 @@ def _shapes(sizes: TwoLevel) -> Rows:
             holds=close(block_coverage(sizes, written), 1),
             criterion="the blocks cover W",
         ),
-    )
-
-
-def _algorithm(sizes: TwoLevel) -> Rows:
-    per_slice, score_sum = form_errors(np.random.default_rng(0))
-    columns = block_shape(sizes)[1]
-    return (
         judged(
             "T06",
             "Q, K, V of partition (i, j) = X W^(i,j)",
@@ -100,6 +92,27 @@ def _algorithm(sizes: TwoLevel) -> Rows:
             criterion="the product is defined",
             assuming=f"blocks of {sizes.hidden_size} × {columns} and the whole X",
         ),
+        judged(
+            "T11",
+            "4 × 4 devices, communication in rows only",
+            f"W_O still sums {format_bytes(input_bytes(sizes))} over the {sizes.groups} groups",
+            holds=input_bytes(sizes) * (sizes.groups - 1) == 0,
+            holds_if=sizes.groups * sizes.slices == 16,
+            criterion="no bytes between groups",
+            assuming="up to the concatenation, without the output projection",
+        ),
+        specified(
+            "T17",
+            "fp16 computation",
+            f"preset dtype {model('two-level').weight_dtype}",
+            implemented=model("two-level").weight_dtype == "fp16",
+        ),
+    )
+
+
+def _algorithm(sizes: TwoLevel) -> Rows:
+    per_slice, score_sum = form_errors(np.random.default_rng(0))
+    return (
         judged(
             "T07",
             "softmax(Q K ᵀ/√d_s) V on each slice",
@@ -130,15 +143,6 @@ def _algorithm(sizes: TwoLevel) -> Rows:
             holds=sizes.groups * group_output_width(sizes) == 4096,
             criterion="exact",
         ),
-        judged(
-            "T11",
-            "4 × 4 devices, communication in rows only",
-            f"W_O still sums {format_bytes(input_bytes(sizes))} over the {sizes.groups} groups",
-            holds=input_bytes(sizes) * (sizes.groups - 1) == 0,
-            holds_if=sizes.groups * sizes.slices == 16,
-            criterion="no bytes between groups",
-            assuming="up to the concatenation, without the output projection",
-        ),
     )
 
 
@@ -160,7 +164,7 @@ def memory_factor(sizes: TwoLevel) -> float:
     return (weights + 5 * x) / (weights / sizes.devices + x + 4 * x / sizes.devices)
 
 
-def _claims(sizes: TwoLevel) -> Rows:
+def _storage(sizes: TwoLevel) -> Rows:
     moved = {form: moved_bytes(sizes, form) for form in FORMS}
     whole = 3 * sizes.hidden_size**2
     ours = parameters_per_device(sizes)
@@ -199,12 +203,13 @@ def _claims(sizes: TwoLevel) -> Rows:
             holds=close(activation_factor(sizes), 16),
             criterion="X, Q, K, V and outputs are 1/16 within 5 %",
         ),
-        specified(
-            "T17",
-            "fp16 computation",
-            f"preset dtype {model('two-level').weight_dtype}",
-            implemented=model("two-level").weight_dtype == "fp16",
-        ),
+    )
+
+
+def _claims(sizes: TwoLevel) -> Rows:
+    moved = moved_bytes(sizes, "all_to_all")
+    whole, ours = 3 * sizes.hidden_size**2, parameters_per_device(sizes)
+    return (
         judged(
             "T18",
             "16 devices exceed the 32 heads",
@@ -231,50 +236,8 @@ def _claims(sizes: TwoLevel) -> Rows:
         judged(
             "T21",
             "hierarchical aggregation reduces global communication",
-            "head parallelism on 16 GPUs sends 0 bytes before "
-            f"W_O; here {format_bytes(moved['all_to_all'])} at best, exactly",
-            holds=moved["all_to_all"] <= 0,
+            f"head parallelism on 16 GPUs sends 0 bytes before W_O; here {format_bytes(moved)} at best, exactly",
+            holds=moved <= 0,
             criterion="fewer bytes than head parallelism",
         ),
     )
-
-
-@dataclass(frozen=True, slots=True)
-class SliceChoice:
-    """One decode layer on 16 GPUs, seconds: heads on their own GPUs, heads × slices, or heads × KV blocks."""
-
-    kv_heads: int
-    heads_only_s: float
-    slices_s: float
-    sequence_s: float
-
-
-@lru_cache(maxsize=32)
-def decode_choice(kv_heads: int, *, batch: int = 128, length: int = 10_000, gpus: int = 16) -> SliceChoice:
-    """With fewer KV heads than GPUs, heads alone replicate KV; m = gpus/kv_heads slices or KV blocks share it.
-
-    Slices: partial scores of B·heads·L fp32 are all-reduced in the group, KV is read once over the group.
-    KV blocks: outputs and log-sum-exps of B·heads·(d + 1) are exchanged instead.
-    """
-    group = max(1, gpus // kv_heads)
-    heads, here = 32, max(1, kv_heads // gpus)
-    queries = max(1, heads // gpus)
-    alone = seconds_of((AttentionDecode(batch, length, queries, here, 128),))
-    if group == 1:
-        return SliceChoice(kv_heads, alone, alone, alone)
-    shared = seconds_of((AttentionDecode(batch, length // group, queries * group, here, 128),))
-    scores = 4 * batch * queries * group * length
-    outputs = batch * queries * group * (128 * 2 + 4)
-    ring = 2 * (group - 1) / group * scores / NVLINK_BYTES_PER_S + COLLECTIVE_S
-    merge = (group - 1) / group * outputs / NVLINK_BYTES_PER_S + COLLECTIVE_S
-    return SliceChoice(kv_heads, alone, shared + ring, shared + merge)
-
-
-def fits_node() -> bool:
-    """A group of the document's four slices fits the cluster's node."""
-    return cluster("a100-4x4").nodes[0].gpus >= TwoLevel().slices
-
-
-def byte_table(sizes: TwoLevel | None = None) -> tuple[tuple[str, float], ...]:
-    """(form, GB a device sends) of S8."""
-    return tuple((form, moved_bytes(sizes or TwoLevel(), form) / GB) for form in FORMS)

@@ -6,9 +6,9 @@ import pytest
 
 from planner import paper_scenarios as scenarios
 from planner.paper_scaling import POOLS
+from planner.paper_slices import decode_choice
 from planner.paper_speedup import ceiling, speed_up
 from planner.paper_split import crossover, sweep
-from planner.paper_two_level import decode_choice
 
 MAY_LIE_OUTSIDE = {
     "12 : 4, decode of 256 × 2048, measured experts",
