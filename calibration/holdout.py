@@ -30,6 +30,7 @@ from simulator.collective_curve import curve_seconds
 from simulator.cost import PHYSICAL_MODELS, predict_rows
 from simulator.kernel import GroupCollective
 from simulator.physics import Array
+from simulator.profile import CollectiveCurve
 
 CURVE_POINTS = 8  # measured sizes a curve keeps in the NCCL line
 LARGE_BYTES = 128e6
@@ -121,12 +122,30 @@ def nccl_lines(rows: Sequence[TimedRow], device: str) -> Iterator[Line]:
         small = sizes < LARGE_BYTES
         short = curve.model_copy(update={"bytes": tuple(sizes[small]), "seconds": tuple(seconds[small])})
         beyond.append(percent_errors(curve_seconds(sizes[~small], short), seconds[~small]))
+    anchored = [percent_errors(*pair) for pair in _from_fewer_gpus(curves)]
     for split, parts, fitted in (
+        ("8 GPUs from 2 and 4 + 3 anchors", anchored, 3 * len(anchored)),
         (f"{CURVE_POINTS} points a curve", inner, CURVE_POINTS * len(curves)),
         ("beyond 128 MB", beyond, sum(len(c.bytes) for c in curves) - sum(map(len, beyond))),
     ):
         errors = np.concatenate(parts)
         yield Line(device, "nccl", split, fitted, len(errors), float(errors.mean()), float(np.quantile(errors, 0.9)))
+
+
+def _from_fewer_gpus(curves: Sequence[CollectiveCurve]) -> Iterator[tuple[Array, Array]]:
+    """(predicted, measured) on 8 GPUs: log seconds continued from 2 and 4, corrected at three anchor sizes."""
+    by_gpus = {(curve.kind, curve.gpus): curve for curve in curves}
+    for (kind, gpus), curve in by_gpus.items():
+        if gpus != 8 or not {(kind, 2), (kind, 4)} <= set(by_gpus):
+            continue
+        sizes, seconds = np.array(curve.bytes), np.array(curve.seconds)
+        two, four = (np.log(curve_seconds(sizes, by_gpus[kind, count])) for count in (2, 4))
+        continued = four + (four - two)
+        anchors = np.array([0, len(sizes) // 2, len(sizes) - 1])
+        missed = np.log(seconds[anchors]) - continued[anchors]
+        corrected = continued + np.interp(np.log(sizes), np.log(sizes[anchors]), missed)
+        rest = np.setdiff1d(np.arange(len(sizes)), anchors)
+        yield np.exp(corrected[rest]), seconds[rest]
 
 
 def predictor_line(rows: Sequence[TimedRow], gpu: Gpu, seed: int) -> Iterator[Line]:

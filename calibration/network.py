@@ -26,9 +26,9 @@ AVERAGE_RATE = 0.01
 class Training:
     """How residual networks are trained."""
 
-    width: int = 96
-    networks: int = 2
-    steps: int = 16000
+    width: int = 64
+    networks: int = 4
+    steps: int = 12000
     steps_per_row: int = 3
     batch: int = 256
     learning_rate: float = 4e-3

@@ -1,5 +1,7 @@
 """Collectives inside a node, from measured curves: log-log between points, a straight line beyond the last.
 
+Between points a monotone cubic in log(bytes), log(seconds): it bends where latency gives way to bandwidth,
+never overshoots, and is the straight log-log line where the points lie on one (Fritsch & Carlson 1980).
 Between two measured GPU counts the seconds are interpolated in log(gpus); outside them nothing is guessed.
 Beyond the largest size, seconds grow with the last two points' slope (bandwidth); below the smallest they
 are flat (latency).
@@ -18,10 +20,41 @@ from simulator.profile import CollectiveCurve, Profile
 def curve_seconds(num_bytes: Array, curve: CollectiveCurve) -> Array:
     """Seconds on the curve's own GPU count."""
     sizes, seconds = np.array(curve.bytes), np.array(curve.seconds)
-    inner = np.exp(np.interp(np.log(np.maximum(num_bytes, 1.0)), np.log(sizes), np.log(seconds)))
+    inner = np.exp(monotone_cubic(np.log(np.clip(num_bytes, sizes[0], sizes[-1])), np.log(sizes), np.log(seconds)))
     slope = max((seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]), 0.0)
     tail = seconds[-1] + slope * (num_bytes - sizes[-1])
     return np.asarray(np.where(num_bytes > sizes[-1], tail, inner))
+
+
+def monotone_cubic(at: Array, x: Array, y: Array) -> Array:
+    """Piecewise cubic Hermite through (x, y) with harmonic-mean slopes; ``at`` lies within ``x``."""
+    width = np.diff(x)
+    rise = np.diff(y) / width
+    slope = np.empty(len(x))
+    slope[0], slope[-1] = _end_slope(width, rise), _end_slope(width[::-1], rise[::-1])
+    left, right = rise[:-1], rise[1:]
+    turns = left * right <= 0.0
+    first, second = 2.0 * width[1:] + width[:-1], width[1:] + 2.0 * width[:-1]
+    safe_left, safe_right = np.where(turns, 1.0, left), np.where(turns, 1.0, right)
+    slope[1:-1] = np.where(turns, 0.0, (first + second) / (first / safe_left + second / safe_right))
+    piece = np.clip(np.searchsorted(x, at, side="right") - 1, 0, len(width) - 1)
+    h = width[piece]
+    t = (at - x[piece]) / h
+    start = (1.0 + 2.0 * t) * (1.0 - t) ** 2 * y[piece] + t * (1.0 - t) ** 2 * h * slope[piece]
+    end = t**2 * (3.0 - 2.0 * t) * y[piece + 1] + t**2 * (t - 1.0) * h * slope[piece + 1]
+    return np.asarray(start + end)
+
+
+def _end_slope(width: Array, rise: Array) -> float:
+    """Three-point slope at an end, kept from turning or overshooting; the chord when there is only one."""
+    if len(rise) == 1:
+        return float(rise[0])
+    slope = ((2.0 * width[0] + width[1]) * rise[0] - width[0] * rise[1]) / (width[0] + width[1])
+    if slope * rise[0] <= 0.0:
+        return 0.0
+    if rise[0] * rise[1] <= 0.0 and abs(slope) > 3.0 * abs(rise[0]):
+        return float(3.0 * rise[0])
+    return float(slope)
 
 
 def collective_seconds(
