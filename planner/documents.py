@@ -11,6 +11,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
 BASE_GPUS = 8  # "8 GPUs dedicated to base layer operations"
 MAX_POOL_GPUS = 32  # "Maximum GPUs: 32 additional GPUs"
 THRESHOLD_TOKENS = 4096  # "Sequence length ≥ 4096 tokens"
@@ -62,6 +66,21 @@ def causal_imbalance(num_tokens: int, pool_gpus: int) -> float:
     """
     work = [causal_pairs(start, stop) for start, stop in query_blocks(num_tokens, pool_gpus)]
     return max(work) * pool_gpus / sum(work)
+
+
+def attend(q: Floats, k: Floats, v: Floats, *, first_row: int = 0, causal: bool = True) -> Floats:
+    """[rows, d] attention in double precision; row i of ``q`` is query ``first_row`` + i."""
+    scores = q @ k.T / math.sqrt(q.shape[-1])
+    if causal:
+        scores = np.where(np.arange(len(k)) <= first_row + np.arange(len(q))[:, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    return np.asarray(weights / weights.sum(axis=-1, keepdims=True) @ v)
+
+
+def attend_by_blocks(q: Floats, k: Floats, v: Floats, pool_gpus: int, *, causal: bool = True) -> Floats:
+    """The documents' algorithm: O_i = attention(Q_i, K, V), concatenated; the mask must know each block's first row."""
+    blocks = query_blocks(len(q), pool_gpus)
+    return np.concatenate([attend(q[a:b], k, v, first_row=a, causal=causal) for a, b in blocks])
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 Forms (n head groups × m dimension slices): ``per_slice`` as written (another model), and three exact ones —
 ``score_sum`` (add partial scores before the softmax), ``gather_qk`` (gather Q and K in the group, slice V only) and
-``all_to_all`` (dimension slices become query blocks inside the group).
+``all_to_all`` (dimension slices become whole heads inside the group, so W_O takes them where they are).
 What it ignores: time; see ``paper_two_level.py``. Source: two-level partitioning document.
 """
 
@@ -102,7 +102,7 @@ def moved_bytes(sizes: TwoLevel, form: Form) -> float:
     """Bytes one device sends inside its group before W_O.
 
     score_sum: a ring all-reduce of its heads' scores, 2(m−1)/m·S. gather_qk: an all-gather of Q and K slices, each
-    device sends its own two (m−1) times. all_to_all: of Q, K, V it sends (m−1)/m of a slice; then the same of O.
+    device sends its own two (m−1) times. all_to_all: it sends (m−1)/m of its slice of Q, K and V.
     """
     m = sizes.slices
     activation = sizes.batch * sizes.length * sizes.block_columns * DTYPE_BYTES[sizes.dtype]
@@ -114,7 +114,7 @@ def moved_bytes(sizes: TwoLevel, form: Form) -> float:
         case "gather_qk":
             return float((m - 1) * 2 * activation)
         case "all_to_all":
-            return (m - 1) * activation + (m - 1) / m * 3 * activation
+            return (m - 1) / m * 3 * activation
 
 
 def flop_factor(sizes: TwoLevel, form: Form) -> float:

@@ -8,10 +8,19 @@ from functools import lru_cache
 
 from planner.documents import Measured, threshold_tokens, threshold_tokens_by_reading
 from planner.documents_placements import static
-from planner.paper_architecture import kv_bytes_per_sequence, pooled_program
+from planner.paper_architecture import pooled_program
 from planner.paper_speedup import NIC_BYTES_PER_S, break_even_tokens
 from planner.paper_statement import Statement, close, judged, unverifiable
-from planner.paper_steps import core_s, model, nodes, parts_s, seconds_of, timeline, unfused_core_s
+from planner.paper_steps import (
+    core_s,
+    kv_bytes_per_sequence,
+    model,
+    nodes,
+    parts_s,
+    seconds_of,
+    timeline,
+    unfused_core_s,
+)
 from simulator.kernel import Gemm, Memory
 from simulator.lowering import lower
 from simulator.memory import peak_activation_bytes, weight_slices

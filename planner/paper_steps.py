@@ -73,6 +73,11 @@ def decode_s(placement: Placement, batch: int, context: int, cluster_name: str =
     return timeline(placement, decode_step(batch, context), cluster_name).duration_s
 
 
+def kv_bytes_per_sequence(length: int) -> int:
+    """KV cache of one sequence of the dense model, all layers."""
+    return model().kv_bytes_per_token() * length
+
+
 def seconds_of(kernels: Sequence[ComputeKernel]) -> float:
     """Sum of predicted seconds, one after another on one GPU."""
     return float(predict(kernels, profile()).seconds.sum())

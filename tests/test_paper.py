@@ -15,6 +15,11 @@ from planner import documents_separation as separation
 from planner import documents_two_level as two_level
 from planner.paper_page import page
 from planner.paper_statement import Statement, close, judged, specified, unverifiable
+from planner.paper_steps import model, nodes
+from simulator.lowering import lower
+from simulator.placement import AttentionGrid, Placement, Stage
+from simulator.program import Collective, Send
+from simulator.workload import prefill_step
 
 EXPECTED_IDS = [
     f"{letter}{number:02d}"
@@ -237,6 +242,32 @@ def test_exact_two_level_forms_move_the_bytes_of_the_table() -> None:
     assert two_level.moved_bytes(sizes, "score_sum") == pytest.approx(307.2e9)
     assert two_level.moved_bytes(sizes, "gather_qk") == pytest.approx(3.93216e9)
     assert two_level.moved_bytes(sizes, "per_slice") == 0
+
+
+@pytest.mark.parametrize("form", two_level.FORMS)
+def test_lowered_forms_send_the_bytes_of_the_table(form: two_level.Form) -> None:
+    sizes = two_level.TwoLevel(batch=2, length=640)
+    ranks = tuple(range(16))
+    grid = AttentionGrid(heads=(8,) * 4, dim_slices=4)
+    stage = Stage(
+        first_layer=0, last_layer=1, attention_ranks=ranks, grid=grid, feed_forward_ranks=ranks, tensor_degree=16
+    )
+    placement = Placement(name=form, stages=(stage,), dim_mode=form)
+    lowered = lower(model("two-level"), prefill_step(2, 640), placement, nodes=nodes("a100-4x4"))
+    sent = 0.0
+    for operation in lowered.ranks[0]:
+        if isinstance(operation, Send) and operation.layer == 0:
+            sent += operation.num_bytes
+        elif isinstance(operation, Collective) and len(operation.ranks) == sizes.slices:
+            sent += 2 * (sizes.slices - 1) / sizes.slices * operation.num_bytes  # a ring all-reduce of the scores
+    assert sent == two_level.moved_bytes(sizes, form)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_query_blocks_attend_as_the_whole(causal: bool) -> None:
+    q, k, v = np.random.default_rng(1).standard_normal((3, 37, 8))
+    whole = documents.attend(q, k, v, causal=causal)
+    np.testing.assert_allclose(documents.attend_by_blocks(q, k, v, 5, causal=causal), whole, atol=1e-12)
 
 
 def test_slices_must_divide_the_head_dimension() -> None:
