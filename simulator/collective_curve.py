@@ -3,8 +3,8 @@
 Between points a monotone cubic in log(bytes), log(seconds): it bends where latency gives way to bandwidth,
 never overshoots, and is the straight log-log line where the points lie on one (Fritsch & Carlson 1980).
 Between two measured GPU counts the seconds are interpolated in log(gpus); outside them nothing is guessed.
-Beyond the largest size, seconds grow with the last two points' slope (bandwidth); below the smallest they
-are flat (latency).
+Beyond the largest size, seconds grow with the slope through the last three points (bandwidth; two alone carry a
+single row's noise); below the smallest they are flat (latency).
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def curve_seconds(num_bytes: Array, curve: CollectiveCurve) -> Array:
     """Seconds on the curve's own GPU count."""
     sizes, seconds = np.array(curve.bytes), np.array(curve.seconds)
     inner = np.exp(monotone_cubic(np.log(np.clip(num_bytes, sizes[0], sizes[-1])), np.log(sizes), np.log(seconds)))
-    slope = max((seconds[-1] - seconds[-2]) / (sizes[-1] - sizes[-2]), 0.0)
+    first = max(len(sizes) - 3, 0)
+    slope = max((seconds[-1] - seconds[first]) / (sizes[-1] - sizes[first]), 0.0)
     tail = seconds[-1] + slope * (num_bytes - sizes[-1])
     return np.asarray(np.where(num_bytes > sizes[-1], tail, inner))
 

@@ -136,9 +136,9 @@ CURVE = CollectiveCurve(
 
 def test_a_curve_is_log_log_between_points_linear_beyond_and_flat_below() -> None:
     # 1e4 lies half-way in log bytes between 1e-5 s and 1e-4 s: sqrt(1e-9) = 3.162e-5 s.
-    # Slope of the tail: 9e-4 s / 9.9e6 B; 1e7 B beyond the end add 9.0909e-4 s.
+    # Slope of the tail: 9.9e-4 s / 9.999e6 B through three points; 1e7 B beyond the end add 9.901e-4 s.
     seconds = curve_seconds(np.array([10.0, 1e4, 2e7]), CURVE)
-    assert seconds == pytest.approx([1e-5, 3.1623e-5, 1e-3 + 9.0909e-4], rel=1e-4)
+    assert seconds == pytest.approx([1e-5, 3.1623e-5, 1e-3 + 9.901e-4], rel=1e-4)
 
 
 def test_gpu_counts_between_measured_ones_are_interpolated_and_say_so() -> None:
