@@ -1,3 +1,5 @@
 import streamlit as st
+
+
 def show() -> None:
     st.title("soon")

@@ -26,10 +26,12 @@ class Axes:
     pools: tuple[int, ...]
 
     def height(self, tokens: float | None) -> float:
-        """How far below the top a length lies, in per cent; a grid length lies in the middle of its row; None: at the
-        top."""
+        """How far below the top a length lies, in per cent; a grid length lies in the middle of its row, the
+        shortest (and shorter) below it; None: at the top."""
         if tokens is None:
             return 0.0
+        if tokens <= self.lengths[0]:
+            return 100.0
         steps = log2(tokens / self.lengths[0]) / log2(self.lengths[1] / self.lengths[0])
         share = (len(self.lengths) - 0.5 - steps) / len(self.lengths)
         return min(max(100 * share, 0.0), 100.0)
@@ -55,15 +57,14 @@ def heat_map(found: Surface, axes: Axes, crossings: Sequence[Crossing], chosen: 
     parts += [_threshold(axes, crossing, num_rows) for crossing in crossings]
     words = "Winning scheme at every prompt length and pool size; the table below says the same in words"
     columns = f"grid-template-columns:3.1rem repeat({len(axes.pools)},minmax(0,1fr))"
+    rows = f"grid-template-rows:repeat({num_rows},minmax(2.7rem,auto)) auto"
     return (
         f'<div class="ap-axis">prompt tokens ↑</div><div class="ap-map" role="img" aria-label="{words}" '
-        f'style="{columns}">{"".join(parts)}</div><div class="ap-axis ap-right">pool GPUs beside the base →</div>'
+        f'style="{columns};{rows}">{"".join(parts)}</div><div class="ap-axis ap-right">pool GPUs beside the base →</div>'
     )
 
 
-def _cell(
-    found: Surface, axes: Axes, at: tuple[int, int], winner: int, place: str, *, outlined: bool
-) -> str:
+def _cell(found: Surface, axes: Axes, at: tuple[int, int], winner: int, place: str, *, outlined: bool) -> str:
     ring = " ap-chosen" if outlined else ""
     if winner < 0:
         return f'<div class="ap-cell ap-hatched{ring}" style="{place}"><small>does not fit</small></div>'

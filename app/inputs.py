@@ -45,7 +45,9 @@ def from_address(key: str, options: Sequence[object], default: object) -> None:
     if raw and (len(raw) > 1 or raw[0] not in {str(option) for option in options}):
         shown = ", ".join(quoted(value) for value in raw[:3])
         known = ", ".join(str(option) for option in options[:12])
-        st.session_state[f"refused.{key}"] = f"{key}={shown} in the address is not known; showing {default}. Known: {known}"
+        st.session_state[f"refused.{key}"] = (
+            f"{key}={shown} in the address is not known; showing {default}. Known: {known}"
+        )
     refused = st.session_state.get(f"refused.{key}")
     if refused:
         note(refused, "link_off")
@@ -98,7 +100,9 @@ def question_words() -> list[str]:
                 words += _override(name, choose(name, name.capitalize(), (AS_SCENARIO, *known), AS_SCENARIO))
         with columns[0]:
             shown = {AS_SCENARIO: AS_SCENARIO, **OBJECTIVES}
-            objective = choose("objective", "Objective", tuple(shown), AS_SCENARIO, format_func=lambda name: shown[name])
+            objective = choose(
+                "objective", "Objective", tuple(shown), AS_SCENARIO, format_func=lambda name: shown[name]
+            )
             words += _override("objective", objective)
         words += _limits(columns)
     return words

@@ -1,6 +1,6 @@
 """The what-if explorer: ``plan app``. Pages call the same functions as the command line; nothing is computed here only.
 
-    plan app --port 8501
+plan app --port 8501
 """
 
 from __future__ import annotations

@@ -33,8 +33,8 @@ CSS = """
 <style>
 .block-container {padding-top: 4.2rem; padding-bottom: 3rem; max-width: 1360px}
 .ap-axis {font-size: .8rem; opacity: .75; margin: .1rem 0}
-.ap-right {text-align: right}
-.ap-map {display: grid; grid-auto-rows: minmax(2.7rem, auto); gap: 2px; max-width: 64rem}
+.ap-right {text-align: right; max-width: 64rem}
+.ap-map {display: grid; gap: 2px; max-width: 64rem}
 .ap-map, .ap-tornado {font-variant-numeric: tabular-nums}
 .ap-rowlabel {display: flex; align-items: center; justify-content: flex-end; padding-right: .4rem; font-size: .85rem}
 .ap-collabel {text-align: center; font-size: .85rem; align-self: start}
@@ -42,6 +42,7 @@ CSS = """
   background: color-mix(in srgb, var(--c) 34%, transparent); border: 1px solid var(--c); line-height: 1.15;
   font-size: .88rem; overflow: hidden}
 .ap-cell b {font-weight: 600}
+.ap-cell b, .ap-cell small {position: relative; z-index: 2}
 .ap-cell small {font-size: .74rem; opacity: .85; text-align: center}
 .ap-hatched {border: 1px solid rgba(128,128,128,.5);
   background: repeating-linear-gradient(45deg, rgba(128,128,128,.35) 0 2px, transparent 2px 9px)}
@@ -63,6 +64,8 @@ CSS = """
 .ap-swatch {display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin-right: .35rem}
 @media (max-width: 640px) {.block-container {padding-left: 1rem; padding-right: 1rem}
   h1 {font-size: 1.6rem !important} .ap-desk {display: none} .ap-barlabel {font-size: .64rem}
+  .ap-tornado {grid-template-columns: 1fr} .ap-tornado > div:first-child {display: none}
+  .ap-factor {text-align: left}
   .ap-cell {font-size: .76rem} .ap-cell small {font-size: .68rem}}
 </style>
 """

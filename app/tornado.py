@@ -9,7 +9,7 @@ from planner.sensitivity import Sensitivity
 from simulator.units import format_seconds
 
 SLOWER, FASTER = "#d1495b", "#2a9d6f"
-HALF = 34.0
+HALF = 31.0
 """Per cent of the width for the longest bar to one side; the rest is for its label."""
 NO_EFFECT = 5e-4
 
@@ -25,7 +25,9 @@ def tornado(now_s: float, rows: Sequence[Sensitivity]) -> str:
 
 
 def _row(row: Sensitivity, now_s: float, scale: float) -> str:
-    bars = [_bar(seconds - now_s, sign, now_s, scale) for seconds, sign in ((row.low_s, "−20 %"), (row.high_s, "+20 %"))]
+    bars = [
+        _bar(seconds - now_s, sign, now_s, scale) for seconds, sign in ((row.low_s, "−20 %"), (row.high_s, "+20 %"))
+    ]
     drawn = "".join(bars) or '<span class="ap-barlabel" style="left:51%">no effect</span>'
     return f'<div class="ap-factor">{escape(row.factor)}</div><div class="ap-bars"><i></i>{drawn}</div>'
 
@@ -34,7 +36,7 @@ def _bar(delta_s: float, sign: str, now_s: float, scale: float) -> str:
     if abs(delta_s) < NO_EFFECT * now_s:
         return ""
     width = max(abs(delta_s) * scale, 0.3)
-    words = f"{sign}: {delta_s / now_s:+.1%}"
+    words = f"{sign}: {delta_s / now_s:+.1%}".replace("-", "−")
     if delta_s > 0:
         place, label = "left:50%", f"left:{50 + width + 0.7:.1f}%"
     else:

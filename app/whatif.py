@@ -102,7 +102,9 @@ def slices(where: Where, batch: int) -> grid.Slices:
     have = KEPT[key]
     if any(number not in have for number in grid.neighbours(batch)):
         bar = st.progress(0.0, "Simulating every cell of the map once; any click stops it")
-        grid.complete(where, have, batch, lambda done, total: bar.progress(done / total, f"Simulated {done} of {total} cells"))
+        grid.complete(
+            where, have, batch, lambda done, total: bar.progress(done / total, f"Simulated {done} of {total} cells")
+        )
         bar.empty()
     return have
 
@@ -115,7 +117,11 @@ def _sentence(phase: Phase, crossings: tuple[Crossing, ...]) -> str:
         return f"**No pool size beats the base alone in {phase}** up to {tokens_label(LENGTHS[-1])} tokens. {tags}"
     first = min(reached, key=lambda crossing: crossing.tokens or 0.0)
     ends = [tokens_label(end) if end is not None else "never" for end in (first.low, first.high)]
-    where = "at every length shown" if first.tokens == LENGTHS[0] else f"from about {tokens_label(first.tokens or 0)} tokens"
+    where = (
+        "at every length shown"
+        if first.tokens == LENGTHS[0]
+        else f"from about {tokens_label(first.tokens or 0)} tokens"
+    )
     return (
         f"**In {phase} a pool of {first.pool} GPUs beats the base alone {where}** (dashed line; band {ends[0]} to "
         f"{ends[1]}: pooled times {BAND:.0%} shorter or longer). Whether anything else beats both, the colours say. {tags}"
@@ -127,7 +133,9 @@ def _schemes(values: Floats, batch: int, where: Where, cell: tuple[int, int]) ->
     order = [int(index) for index in np.argsort(values) if np.isfinite(values[index])]
     st.markdown(f"#### {cell[0]:,} tokens × {batch}, {cell[1]} pool GPUs")
     if not order:
-        st.info("No scheme fits this cell: take fewer sequences, shorter prompts or more GPUs.", icon=":material/block:")
+        st.info(
+            "No scheme fits this cell: take fewer sequences, shorter prompts or more GPUs.", icon=":material/block:"
+        )
         return
     best = float(values[order[0]])
     columns = st.columns(max(min(len(order), 4), 1))

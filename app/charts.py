@@ -1,0 +1,99 @@
+"""Charts by Altair (bundled with Streamlit; nothing is fetched): rivals, breakdown, Pareto front, errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import altair as alt
+
+from app.style import PART_COLOURS
+
+Rows = Sequence[dict[str, Any]]
+MS = 1e3
+
+
+def data(rows: Rows) -> alt.Data:
+    """Inline values: no data frame, no file."""
+    return alt.Data(values=list(rows))
+
+
+def rivals(rows: Rows) -> alt.LayerChart:
+    """``name``, ``ms``, ``low``, ``high``, ``kind``: a bar a candidate with its 90 % interval."""
+    order = [row["name"] for row in rows]
+    y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=210, labelOverlap=False))
+    colour = alt.Color(
+        "kind:N", title=None, legend=alt.Legend(orient="top", columns=2), scale=alt.Scale(scheme="tableau10")
+    )
+    base = alt.Chart(data(rows))
+    bars = base.mark_bar(opacity=0.8).encode(
+        x=alt.X("ms:Q", title="step time, ms"), y=y, color=colour, tooltip=["name:N", "kind:N", "ms:Q", "tag:N"]
+    )
+    whiskers = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", y=y)
+    return alt.layer(bars, whiskers).properties(height=34 * len(rows))
+
+
+def breakdown(rows: Rows) -> alt.Chart:
+    """``plan``, ``part``, ``ms``, ``order``: stacked parts that sum to the step."""
+    scale = alt.Scale(domain=list(PART_COLOURS), range=list(PART_COLOURS.values()))
+    return (
+        alt.Chart(data(rows), height=56 * len({row["plan"] for row in rows}) + 40)
+        .mark_bar()
+        .encode(
+            x=alt.X("ms:Q", title="step time, ms (mean over ranks)", stack="zero"),
+            y=alt.Y("plan:N", title=None, axis=alt.Axis(labelLimit=180, labelOverlap=False)),
+            color=alt.Color(
+                "part:N", scale=scale, legend=alt.Legend(orient="top", columns=2, title=None, labelLimit=260)
+            ),
+            order=alt.Order("order:Q"),
+            tooltip=["plan:N", "part:N", alt.Tooltip("ms:Q", format=".4f")],
+        )
+    )
+
+
+def pareto(rows: Rows) -> alt.LayerChart:
+    """``plan``, ``gpus``, ``ms``, ``name``: fastest step by number of GPUs."""
+    base = alt.Chart(data(rows)).encode(
+        x=alt.X("gpus:Q", title="GPUs", axis=alt.Axis(tickMinStep=1)),
+        y=alt.Y("ms:Q", title="step time, ms", scale=alt.Scale(zero=False)),
+        color=alt.Color("plan:N", legend=alt.Legend(orient="top", title=None)),
+    )
+    points = base.mark_point(filled=True, size=90).encode(tooltip=["plan:N", "name:N", "gpus:Q", "ms:Q"])
+    return alt.layer(base.mark_line(interpolate="step-after", opacity=0.5), points).properties(height=300)
+
+
+def gantt(rows: Rows, lanes: Sequence[str], kinds: dict[str, str], end_ms: float) -> alt.Chart:
+    """``lane``, ``start``, ``end`` (ms), ``kind``, ``what``: a bar an operation; drag to pan, wheel to zoom."""
+    zoom = alt.selection_interval(bind="scales", encodings=["x"])
+    return (
+        alt.Chart(data(rows), height=max(19 * len(lanes), 60))
+        .mark_bar(stroke="black", strokeOpacity=0.25, strokeWidth=0.4)
+        .encode(
+            x=alt.X("start:Q", title="ms from the start of the step", scale=alt.Scale(domain=[0, end_ms])),
+            x2="end:Q",
+            y=alt.Y("lane:N", sort=list(lanes), title=None, axis=alt.Axis(labelLimit=150, labelOverlap=False)),
+            color=alt.Color(
+                "kind:N",
+                scale=alt.Scale(domain=list(kinds), range=list(kinds.values())),
+                legend=alt.Legend(orient="top", title=None, columns=3),
+            ),
+            tooltip=["lane:N", "what:N", alt.Tooltip("start:Q", format=".4f"), alt.Tooltip("end:Q", format=".4f")],
+        )
+        .add_params(zoom)
+    )
+
+
+def validation(rows: Rows) -> alt.LayerChart:
+    """``step``, ``predicted``, ``low``, ``high``, ``measured`` (ms), ``inside``: points over predicted bands."""
+    base = alt.Chart(data(rows)).encode(x=alt.X("step:Q", title="step (0: prefill)", axis=alt.Axis(tickMinStep=1)))
+    y = alt.Y("low:Q", title="step time, ms", scale=alt.Scale(type="log"))
+    band = base.mark_bar(opacity=0.3, width=9).encode(y=y, y2="high:Q")
+    line = base.mark_tick(thickness=2, width=12).encode(y="predicted:Q")
+    colour = alt.Color(
+        "inside:N", title=None, legend=alt.Legend(orient="top"),
+        scale=alt.Scale(domain=["inside the band", "outside"], range=["#2a9d6f", "#d1495b"]),
+    )  # fmt: skip
+    points = base.mark_point(filled=True, size=70).encode(
+        y="measured:Q", color=colour, tooltip=["step:Q", "predicted:Q", "low:Q", "high:Q", "measured:Q"]
+    )
+    return alt.layer(band, line, points).properties(height=300)

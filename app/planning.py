@@ -1,0 +1,96 @@
+"""Planning: a page's plan is ``plan make``'s, run as a process of its own, so that it can be stopped and the page's JSON is
+the command's, byte for byte."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import streamlit as st
+
+from app.inputs import canonical_command
+from simulator.allocation import Allocation
+from simulator.errors import SpecError
+from simulator.files import load
+
+KEPT: OrderedDict[str, str] = OrderedDict()
+"""JSON by command, for the life of the process; the oldest go first."""
+MOST_KEPT = 64
+POLL_S = 0.1
+ROOT = Path(__file__).resolve().parent.parent
+Tick = Callable[[float], None]
+
+
+def run_plan(command: str, tick: Tick) -> str:
+    """The JSON that ``command`` writes. ``tick`` (seconds so far) may raise to stop it. SpecError with its message."""
+    words = shlex.split(command)
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "allocation.json"
+        line = [sys.executable, "-m", "planner.cli", *words[1:], "-o", str(target)]
+        environment = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+        with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, **environment) as child:  # type: ignore[call-overload]
+            try:
+                begun = time.monotonic()
+                while child.poll() is None:
+                    tick(time.monotonic() - begun)
+                    time.sleep(POLL_S)
+            except BaseException:
+                child.kill()
+                raise
+            said = child.stderr.read()
+        if child.returncode:
+            raise SpecError(_last_line(said))
+        return target.read_text(encoding="utf-8")
+
+
+def _last_line(said: str) -> str:
+    lines = [line for line in said.splitlines() if line.startswith("plan: ")]
+    return lines[-1].removeprefix("plan: ") if lines else "planning failed; run the command to see why"
+
+
+def allocation_json(words: tuple[str, ...]) -> str | None:
+    """The plan's JSON: kept, or made now behind a progress line; None while stopped by the user."""
+    command = canonical_command(words)
+    if command in KEPT:
+        KEPT.move_to_end(command)
+        return KEPT[command]
+    stopped = f"stopped.{command}"
+    if st.session_state.get(stopped):
+        st.info("Planning was stopped.", icon=":material/stop_circle:")
+        if not st.button("Plan again", icon=":material/play_arrow:", key=f"again.{command}"):
+            return None
+        st.session_state[stopped] = False
+    place = st.empty()
+    with place.container():
+        bar = st.progress(0.0, "Planning …")
+        st.button("Stop", key=f"stop.{command}", icon=":material/stop:", on_click=_stop, args=(stopped,))
+        text = run_plan(command, lambda seconds: _tick(bar, seconds))
+    place.empty()
+    KEPT[command] = text
+    while len(KEPT) > MOST_KEPT:
+        KEPT.popitem(last=False)
+    return text
+
+
+def _stop(key: str) -> None:
+    st.session_state[key] = True
+
+
+def _tick(bar: st.delta_generator.DeltaGenerator, seconds: float) -> None:
+    """Creeps towards the end: how many simulations a proof needs is not known beforehand."""
+    bar.progress(1 - 1 / (1 + seconds / 6), f"Planning: enumerate, bound, simulate what may win … {seconds:.0f} s")
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def parsed(text: str) -> Allocation:
+    """The plan as a record."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "allocation.json"
+        path.write_text(text, encoding="utf-8")
+        return load(path, Allocation)

@@ -1,0 +1,96 @@
+"""Steps: one simulated step for the Timeline and Topology pages, chosen by widgets bound to the address."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import streamlit as st
+
+from app.heatmap import tokens_label
+from app.inputs import choose, problem_of, slide
+from planner.evaluate import memory_of, tag_of
+from planner.evaluate import Evaluated
+from planner.rivals import rule_placement
+from planner.whatif import LENGTHS, Where, canonical, default_base, program_of
+from simulator import presets
+from simulator.allocation import RankBytes
+from simulator.engine import simulate
+from simulator.errors import InfeasibleError
+from simulator.placement import Placement
+from simulator.profile import Tag
+from simulator.timeline import Timeline
+from simulator.workload import Phase
+
+RULE = "documents' rule"
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """A step with everything the pages draw."""
+
+    where: Where
+    placement: Placement
+    timeline: Timeline
+    memory: tuple[RankBytes, ...]
+    tag: Tag
+
+
+def choose_step() -> tuple[str, Phase, int, int, int, str]:
+    """(scenario, phase, tokens, batch, pool, scheme) from widgets."""
+    first = st.columns(3)
+    with first[0]:
+        scenario = choose("scenario", "Scenario", presets.names("scenarios"), "fa-pool")
+    with first[1]:
+        phase = cast(Phase, choose("phase", "Phase", ("prefill", "decode"), "prefill"))
+    problem = problem_of((scenario,))
+    where = Where(problem, phase, default_base(problem))
+    second = st.columns(3)
+    with second[0]:
+        tokens = slide("tokens", "Prompt tokens", LENGTHS, 16384, format_func=tokens_label)
+    with second[1]:
+        batch = slide("batch", "Sequences a step", BATCHES, 1 if phase == "prefill" else 32)
+    with second[2]:
+        pool = slide("pool", "Pool GPUs", where.pools, where.pools[len(where.pools) // 2])
+    names = (*canonical(where, where.question(tokens, batch, pool)), RULE)
+    preferred = next((name for name in ("FA Pool", "MA Separation") if name in names), names[0])
+    with first[2]:
+        scheme = choose("scheme", "Scheme", names, preferred)
+    return scenario, phase, tokens, batch, pool, scheme
+
+
+@st.cache_resource(max_entries=12, show_spinner="Simulating this step …")
+def simulated(scenario: str, phase: Phase, tokens: int, batch: int, pool: int, scheme: str) -> Simulated:
+    """Lowered and simulated once, link loads recorded."""
+    problem = problem_of((scenario,))
+    where = Where(problem, phase, default_base(problem))
+    question = where.question(tokens, batch, pool)
+    placement = rule_of(where, tokens, batch) if scheme == RULE else canonical(where, question)[scheme]
+    program = program_of(problem, question, placement)
+    timeline = simulate(program, problem.cluster, problem.profiles, record_load=True)
+    found = Evaluated(
+        placement, program, timeline, len(placement.ranks), len(placement.pool_ranks), timeline.duration_s
+    )
+    return Simulated(where, placement, timeline, memory_of(problem, [program]), tag_of(problem, found))
+
+
+def rule_of(where: Where, tokens: int, batch: int) -> Placement:
+    """The documents' fixed rule on the whole cluster; InfeasibleError where it asks for more."""
+    most = where.problem.limits.max_gpus - where.base_gpus
+    placement = rule_placement(where.question(tokens, batch, most))
+    if isinstance(placement, str):
+        raise InfeasibleError(placement)
+    return placement
+
+
+def role_of(placement: Placement, rank: int) -> str:
+    """What a GPU does."""
+    feeds = any(rank in stage.feed_forward_ranks for stage in placement.stages)
+    attends = any(rank in stage.attention_ranks for stage in placement.stages)
+    projects = any(stage.projections == "attention" for stage in placement.stages)
+    if not feeds and not attends:
+        return "unused"
+    if projects:
+        return "attention" if attends else "experts"
+    return "base" if feeds else "pool"
