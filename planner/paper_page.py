@@ -90,7 +90,7 @@ def _first_principles() -> list[str]:
         "",
         *table(header, lines),
         f"A pool of 16 breaks even, KV transfer behind attention, from (tokens, NICs a node): {even}.",
-        "As lowered, without that overlap, 32 pool GPUs break even from about "
+        "A simulated step, KV in pieces behind attention, breaks even with 32 pool GPUs and 8 NICs from about "
         f"{simulated_break_even_tokens():,.0f} tokens.",
         "",
     ]
