@@ -21,7 +21,7 @@ from simulator.collective_cost import InNode
 from simulator.cost import predict
 from simulator.errors import ProfileError
 from simulator.kernel import ComputeKernel, GroupCollective, memory_bytes
-from simulator.profile import Profile
+from simulator.profile import Correction, Profile
 from simulator.program import Operation, Program
 from simulator.work import kernels_of
 
@@ -68,19 +68,40 @@ def _price_device(
     lists: Sequence[Sequence[Operation]], dtype: str, profile: Profile, quantile: Quantile
 ) -> list[tuple[Seconds, Seconds, float]]:
     """(seconds, bytes moved, launch seconds) of ranks of one device type: distinct kernel sequences priced once."""
-    rows: dict[tuple[ComputeKernel, ...], int] = {}
-    row_of = [
-        np.array([rows.setdefault(kernels_of(o, dtype), len(rows)) for o in operations], dtype=np.int64)
-        for operations in lists
-    ]
-    kernels = list(dict.fromkeys(kernel for sequence in rows for kernel in sequence))
+    learned = {correction.operation: correction for correction in profile.corrections}
+    rows: dict[tuple[str, tuple[ComputeKernel, ...]], int] = {}
+
+    def row(operation: Operation) -> int:
+        kind = type(operation).__name__ if learned else ""
+        return rows.setdefault((kind if kind in learned else "", kernels_of(operation, dtype)), len(rows))
+
+    row_of = [np.array([row(operation) for operation in operations], dtype=np.int64) for operations in lists]
+    kernels = list(dict.fromkeys(kernel for _, sequence in rows for kernel in sequence))
     number = {kernel: index for index, kernel in enumerate(kernels)}
-    seconds = _seconds(kernels, profile, quantile)
-    device = np.array([sum(seconds[number[kernel]] for kernel in sequence) for sequence in rows])
-    issued = np.array([len(sequence) * profile.host_launch_s for sequence in rows])
-    moved = np.array([float(sum(memory_bytes(kernel) for kernel in sequence)) for sequence in rows])
+    middle = _seconds(kernels, profile, "median" if learned else quantile)
+    seconds = _seconds(kernels, profile, quantile) if learned and quantile != "median" else middle
+    device = np.array(
+        [
+            _corrected(
+                learned.get(kind),
+                sum(middle[number[kernel]] for kernel in sequence),
+                sum(seconds[number[kernel]] for kernel in sequence),
+                quantile,
+            )
+            for kind, sequence in rows
+        ]
+    )
+    issued = np.array([len(sequence) * profile.host_launch_s for _, sequence in rows])
+    moved = np.array([float(sum(memory_bytes(kernel) for kernel in sequence)) for _, sequence in rows])
     total = np.maximum(device, issued)
     return [(total[index], moved[index], float((total - device)[index].sum())) for index in row_of]
+
+
+def _corrected(learned: Correction | None, median_s: float, quantile_s: float, quantile: Quantile) -> float:
+    """A learned class has its own interval around its corrected median; others keep the kernels'."""
+    if learned is None or median_s == 0:
+        return quantile_s
+    return median_s * learned.factor(median_s, quantile)
 
 
 def _seconds(kernels: Sequence[ComputeKernel], profile: Profile, quantile: Quantile) -> list[float]:

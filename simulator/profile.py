@@ -9,6 +9,7 @@ What it ignores: temperature, clocks, several kernels sharing a GPU.
 from __future__ import annotations
 
 import base64
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
@@ -207,6 +208,27 @@ class SendRecv(Record):
     source: str
 
 
+class Correction(Record):
+    """What runs taught about one operation class: log(measured/predicted) = log_offset + log_slope·log(s/center_s), for
+    predicted seconds s clamped to [low_s, high_s]; p05 and p95 of what that leaves."""
+
+    operation: str = Field(description="class name in simulator/program.py")
+    log_offset: float
+    log_slope: float = 0.0
+    center_s: float = Field(gt=0)
+    low_s: float = Field(gt=0)
+    high_s: float = Field(gt=0)
+    log_low: float = Field(le=0)
+    log_high: float = Field(ge=0)
+    num_rows: int = Field(ge=1)
+
+    def factor(self, seconds: float, quantile: Literal["median", "p05", "p95"]) -> float:
+        """What to multiply a prediction of ``seconds`` by."""
+        clamped = min(max(seconds, self.low_s), self.high_s)
+        spread = {"median": 0.0, "p05": self.log_low, "p95": self.log_high}[quantile]
+        return math.exp(self.log_offset + self.log_slope * math.log(clamped / self.center_s) + spread)
+
+
 class Profile(Record):
     """A profile file."""
 
@@ -219,6 +241,7 @@ class Profile(Record):
     collectives: tuple[CollectiveCurve, ...] = ()
     send_recv: SendRecv | None = None
     host: Host | None = Field(default=None, description="CPU devices: what ranks of a node share")
+    corrections: tuple[Correction, ...] = Field(default=(), description="learned by `plan calibrate update`")
     provenance: tuple[Provenance, ...] = ()
 
     @model_validator(mode="after")
@@ -229,6 +252,7 @@ class Profile(Record):
             (models, "kernels"),
             (curves, "collectives"),
             ([m.kind for m in self.memory], "memory"),
+            ([c.operation for c in self.corrections], "corrections"),
         ):
             if len(set(names)) != len(names):
                 raise ValueError(f"{what}: an entry appears twice")
