@@ -7,7 +7,7 @@ Packed scores: sequence by sequence of every segment, [heads, queries, keys] eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,41 +28,44 @@ def padded(operation: p.Attention, k: Tensor, v: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """A segment's chunk: its sequences, its rows in q (or o) and in kv, its run of packed scores."""
+    """A segment's chunk: its sequences, first row in q (or o), its run of packed scores, and its keys and values
+    [count, rows, 2, kv_heads, head_dim]."""
 
     count: int
     chunk: p.Chunk
-    queries: int
-    keys: int
+    first_query: int
     first_score: int
     num_scores: int
+    kv: Tensor
 
 
-def scores(operation: p.Scores, q: Tensor, kv: Tensor) -> Tensor:
-    """q·kᵀ/√scale_dim of every pair, [num_scores, 1]."""
+def scores(operation: p.Scores, q: Tensor, kv: Sequence[Tensor]) -> Tensor:
+    """q·kᵀ/√scale_dim of every pair, [num_scores, 1]; ``kv`` by segment."""
     packed = q.new_empty((operation.num_scores, 1))
     scaled = q * operation.scale_dim**-0.5
-    for part in _parts(operation):
-        queries = _rows(scaled, part.queries, part.count, part.chunk.num_queries)
-        keys = _keys(operation, kv, part, 0)
+    for part in _parts(operation, kv):
+        keys = _grouped(operation, part, 0)
+        queries = _rows(scaled, part.first_query, part.count, part.chunk.num_queries).transpose(1, 2)
+        folded = queries.reshape(part.count, keys.shape[1], -1, operation.head_dim)
         into = packed[part.first_score : part.first_score + part.num_scores]
-        shape = (part.count, queries.shape[2], part.chunk.num_queries, keys.shape[1])
-        torch.matmul(queries.transpose(1, 2), keys.permute(0, 2, 3, 1), out=into.view(shape))
+        torch.matmul(folded, keys.transpose(2, 3), out=into.view(*folded.shape[:3], keys.shape[2]))
     return packed
 
 
-def weigh_values(operation: p.WeighValues, packed: Tensor, kv: Tensor) -> Tensor:
-    """softmax(masked scores)·v, [T, heads, head_dim]."""
+def weigh_values(operation: p.WeighValues, packed: Tensor, kv: Sequence[Tensor]) -> Tensor:
+    """softmax(masked scores)·v, [T, heads, head_dim]; ``kv`` by segment."""
     heads = operation.heads[1] - operation.heads[0]
     o = packed.new_empty((operation.num_tokens, heads, operation.head_dim))
-    for part in _parts(operation):
-        values = _keys(operation, kv, part, 1)
-        shape = (part.count, heads, part.chunk.num_queries, values.shape[1])
-        score = packed[part.first_score : part.first_score + part.num_scores].view(shape)
+    for part in _parts(operation, kv):
+        values, length = _grouped(operation, part, 1), part.chunk.num_queries
+        score = packed[part.first_score : part.first_score + part.num_scores]
+        score = score.view(part.count, heads, length, values.shape[2])
         if part.chunk.causal:
-            score = score.masked_fill(hidden(shape[2], shape[3], operation.window, score.device), float("-inf"))
-        weighed = torch.matmul(score.softmax(-1), values.transpose(1, 2))
-        _rows(o, part.queries, part.count, shape[2]).copy_(weighed.transpose(1, 2))
+            mask = hidden(length, values.shape[2], operation.window, score.device)
+            score = score.masked_fill(mask, float("-inf"))
+        folded = score.softmax(-1).view(part.count, values.shape[1], -1, values.shape[2])
+        weighed = torch.matmul(folded, values).view(part.count, heads, length, operation.head_dim)
+        _rows(o, part.first_query, part.count, length).copy_(weighed.transpose(1, 2))
     return o
 
 
@@ -73,24 +76,31 @@ def hidden(num_queries: int, num_keys: int, window: int, device: torch.device) -
     return (key > query) | (key <= query - window) if window else key > query
 
 
-def _parts(operation: p.Scores | p.WeighValues) -> Iterator[_Part]:
+def _parts(operation: p.Scores | p.WeighValues, kv: Sequence[Tensor]) -> Iterator[_Part]:
     heads = operation.heads[1] - operation.heads[0]
-    queries = keys = first = 0
-    for segment in operation.segments:
+    queries = first = 0
+    for segment, keys in zip(operation.segments, kv, strict=True):
         for chunk in segment.chunks:
             num = segment.count * heads * chunk.num_queries * (chunk.kv_stop - chunk.kv_start)
-            yield _Part(segment.count, chunk, queries, keys, first, num)
+            yield _Part(segment.count, chunk, queries, first, num, keys[:, chunk.kv_start : chunk.kv_stop])
             queries += segment.count * chunk.num_queries
             first += num
-        keys += segment.count * segment.kv_rows
 
 
 def _rows(value: Tensor, first: int, count: int, length: int) -> Tensor:
     return sequences_of(value.narrow(0, first, count * length), count)
 
 
-def _keys(operation: p.Scores | p.WeighValues, kv: Tensor, part: _Part, which: int) -> Tensor:
-    """k (0) or v (1) of a part, [count, rows, heads, width]: every query head's own."""
-    rows = _rows(kv, part.keys, part.count, part.chunk.kv_stop)[:, part.chunk.kv_start :, which]
-    serving = torch.arange(*operation.heads, device=kv.device) // operation.group_size - operation.kv_heads[0]
-    return rows if operation.group_size == 1 else rows[:, :, serving]
+def _grouped(operation: p.Scores | p.WeighValues, part: _Part, which: int) -> Tensor:
+    """k (0) or v (1), [count, kv_heads, rows, head_dim]: query heads that share one become rows of its product.
+
+    KV heads are repeated where the range of query heads maps to them unevenly.
+    """
+    rows = part.kv[:, :, which].transpose(1, 2)
+    start, stop = operation.heads
+    if rows.shape[1] == 1 or (
+        start % operation.group_size == 0 and stop - start == rows.shape[1] * operation.group_size
+    ):
+        return rows
+    serving = torch.arange(start, stop, device=rows.device) // operation.group_size - operation.kv_heads[0]
+    return rows[:, serving]

@@ -53,10 +53,10 @@ def compute(operation: p.Compute, reads: Sequence[Value], rank: Rank) -> tuple[V
             o, lse = attend.attention(operation, q, keys_of(operation, kv, rank.cache, q), rank.backend)
             o = o[..., : operation.value_dim].contiguous() if operation.value_dim else o
             return (o, lse)[: len(operation.writes)]
-        case p.Scores(), (Tensor() as q, Tensor() as kv):
-            return (dim_slices.scores(operation, q, kv),)
-        case p.WeighValues(), (Tensor() as score, Tensor() as kv):
-            return (dim_slices.weigh_values(operation, score, kv),)
+        case p.Scores(), (Tensor() as q, *kv):
+            return (dim_slices.scores(operation, q, keys_of(operation, kv, rank.cache, q)),)
+        case p.WeighValues(), (Tensor() as score, *kv):
+            return (dim_slices.weigh_values(operation, score, keys_of(operation, kv, rank.cache, score)),)
         case p.MergeAttention(), parts:
             return attend.merge(tensors(parts))[: len(operation.writes)]
         case p.Activation(), (Tensor() as x,):
@@ -174,7 +174,9 @@ def _angles(batch: Batch, block: Block, theta: float, head_dim: int, device: tor
     return angles.cos().to(device, torch.float32), angles.sin().to(device, torch.float32)
 
 
-def keys_of(operation: p.Attention, reads: Sequence[Value], cache: Cache, q: Tensor) -> list[Tensor]:
+def keys_of(
+    operation: p.Attention | p.Scores | p.WeighValues, reads: Sequence[Value], cache: Cache, q: Tensor
+) -> list[Tensor]:
     """Every segment's keys and values, [count, rows, 2, kv_heads, D] views."""
     kv_heads = operation.kv_heads[1] - operation.kv_heads[0]
     value = reads[0] if reads else None

@@ -19,11 +19,13 @@ from simulator.workload import Phase, Sequences
 @dataclass(frozen=True, slots=True)
 class CacheOwner:
     """Rank ``rank`` stores ``tile`` in this step (prefill: its shard; decode: the new tokens that fall to it) and has
-    ``rows[i]`` cache rows a sequence of group i afterwards."""
+    ``rows[i]`` cache rows a sequence of group i afterwards. ``slices``: dimension slices of a head, of which the tile
+    says those kept."""
 
     rank: int
     tile: Tile
     rows: tuple[int, ...]
+    slices: int = 1
 
 
 def cover(heads: Span, group_size: int) -> Span:

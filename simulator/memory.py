@@ -97,7 +97,10 @@ def cache_bytes(model: Model, program: p.Program, rank: int) -> int:
     size = 2 * model.head_dim * DTYPE_BYTES[program.dtype]
     counts = [group.count for group in program.step.batch]
     return sum(
-        shard.tile.num_columns * size * sum(c * rows for c, rows in zip(counts, shard.rows_per_sequence, strict=True))
+        shard.tile.num_cells
+        * size
+        // shard.slices
+        * sum(c * rows for c, rows in zip(counts, shard.rows_per_sequence, strict=True))
         for shard in program.caches[rank]
     )
 

@@ -110,7 +110,9 @@ class Placement(Record):
         default=1, ge=1, description="pieces in which keys are sent and attended to, so that the two overlap"
     )
     all_reduce: Literal["auto", "ring", "tree", "hierarchical"] = "auto"
-    dim_mode: DimMode = "gather_qk"
+    dim_mode: DimMode = Field(
+        default="gather_qk", description="two-level: what happens between a head's slices; per_slice is another model"
+    )
     exit: Exit = Field(default="all_to_all", description="MA Separation: how attention output reaches the experts")
     kv_ring: bool = Field(default=False, description="context parallel: pass KV round a ring instead of gathering it")
 

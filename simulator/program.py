@@ -150,7 +150,7 @@ class Attention(_Operation):
 class Scores(_Operation):
     """q, kv → q·kᵀ/√scale_dim over ``head_dim`` of a head's scale_dim dimensions, unmasked: partial sums of the scores.
 
-    Heads and segments as in Attention; every segment has at most one chunk.
+    Heads, segments and decoding from cache.L as in Attention; every segment has at most one chunk.
     """
 
     segments: tuple[Segment, ...]
@@ -357,11 +357,13 @@ Operation = Compute | Transfer
 
 @dataclass(frozen=True, slots=True)
 class CacheShard:
-    """The part of one layer's KV cache that a rank holds after the step: its KV heads and token positions."""
+    """The part of one layer's KV cache that a rank holds after the step: its KV heads and token positions, and of
+    ``slices`` dimension slices of a head those of the tile."""
 
     layer: int
     tile: Tile
     rows_per_sequence: tuple[int, ...]
+    slices: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -114,8 +114,13 @@ def padding_kernels(operation: p.Attention, size: int) -> tuple[ComputeKernel, .
 
 
 def score_kernels(operation: p.Scores, dtype: str) -> tuple[ComputeKernel, ...]:
-    """A product a segment; its heads' and sequences' are one kernel (a batched one): rows add up."""
+    """A product a segment; its heads' and sequences' are one kernel (a batched one): rows add up.
+
+    One query: bound by reading the keys, each once, and writing the scores.
+    """
     heads = operation.heads[1] - operation.heads[0]
+    if decoding(operation):
+        return (Memory("copy", (_cached(operation) + operation.num_scores) * DTYPE_BYTES[dtype]),)
     return tuple(
         Gemm(segment.count * heads * chunk.num_queries, chunk.kv_stop - chunk.kv_start, operation.head_dim, dtype)
         for segment in operation.segments
@@ -127,6 +132,10 @@ def weighing_kernels(operation: p.WeighValues, dtype: str) -> tuple[ComputeKerne
     """Eager: the mask (if causal) and the softmax each read and write all scores; then the product reads them."""
     heads, size = operation.heads[1] - operation.heads[0], DTYPE_BYTES[dtype]
     kernels: list[ComputeKernel] = []
+    if decoding(operation):
+        scores = sum(s.count * heads * (c.kv_stop - c.kv_start) for s in operation.segments for c in s.chunks)
+        read = _cached(operation) + scores + operation.num_tokens * heads * operation.head_dim
+        return (Memory("activation", 2 * scores * size), Memory("copy", read * size))
     for segment in operation.segments:
         for chunk in segment.chunks:
             rows, keys = segment.count * heads * chunk.num_queries, chunk.kv_stop - chunk.kv_start
@@ -135,7 +144,18 @@ def weighing_kernels(operation: p.WeighValues, dtype: str) -> tuple[ComputeKerne
     return tuple(kernels)
 
 
-def attention_heads(operation: p.Attention) -> tuple[int, int]:
+def decoding(operation: p.Scores | p.WeighValues) -> bool:
+    return operation.reads[-1].startswith("cache.")
+
+
+def _cached(operation: p.Scores | p.WeighValues) -> int:
+    """Elements of K (or of V) of the cached rows read."""
+    _, kv_heads = attention_heads(operation)
+    rows = sum(s.count * (c.kv_stop - c.kv_start) for s in operation.segments for c in s.chunks)
+    return rows * kv_heads * operation.head_dim
+
+
+def attention_heads(operation: p.Attention | p.Scores | p.WeighValues) -> tuple[int, int]:
     """(query heads, KV heads) as the kernel sees them: KV heads are repeated where the range maps unevenly."""
     heads = operation.heads[1] - operation.heads[0]
     kv_heads = operation.kv_heads[1] - operation.kv_heads[0]

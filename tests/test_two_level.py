@@ -19,7 +19,7 @@ from simulator.engine import simulate
 from simulator.errors import InfeasibleError
 from simulator.kernel import AttentionPrefill, Gemm, Memory, attended_pairs, flops
 from simulator.lowering import lower
-from simulator.memory import weight_slices
+from simulator.memory import cache_bytes, weight_slices
 from simulator.model import Experts, Layer, Model
 from simulator.placement import AttentionGrid, DimMode, Placement, Stage
 from simulator.profile import load_profile
@@ -82,7 +82,8 @@ def test_every_form_is_well_formed(mode: DimMode, micro_batches: int) -> None:
         placement = two_level(model, 2, 4, dim_mode=mode, micro_batches=micro_batches)
         program = lower(model, RAGGED, placement, nodes=NODES, dtype="fp32")
         assert_well_formed(program)
-        assert not any(program.caches)
+        if mode != "gather_qk":
+            assert_well_formed(lower(model, decode_step(6, 40), placement, nodes=NODES, dtype="fp32"))
 
 
 def test_a_rank_holds_a_sixteenth_of_the_parameters() -> None:
@@ -199,6 +200,35 @@ def test_exact_forms_stay_within_two_percent_in_bf16(mode: DimMode) -> None:
     assert_like_reference(generation, replayed(generation), "bf16")
 
 
+@pytest.mark.parametrize("mode", ["all_to_all", "score_sum"])
+def test_exact_forms_decode_from_their_own_cache(world: Supervisor, mode: DimMode) -> None:
+    for model in (tiny_model(), tiny_model(kv_heads=1), tiny_model(kv_heads=2, windows=(8, 0))):
+        generation = generation_of(model, two_level(model, 2, 2, dim_mode=mode, micro_batches=2))
+        assert_like_reference(generation, replayed(generation))
+    generation = generation_of(model, two_level(model, 1, 4, dim_mode=mode))
+    assert_like_reference(generation, run_on(world, generation))
+
+
+def test_the_documents_form_decodes_as_the_model_it_is() -> None:
+    model = tiny_model()
+    generation = generation_of(model, two_level(model, 2, 2, dim_mode="per_slice"))
+    reference = Reference(model, attend=attend_by(per_slice(model, 2)))
+    tokens = replayed(generation).measurement.generated
+    assert [list(row) for row in tokens] == reference.generate(prompts_of(generation), 4)
+
+
+def test_sliced_caches_of_one_kv_head_add_up_to_the_models() -> None:
+    """What heads alone cannot do: one KV head over four ranks, a quarter of the cache each."""
+    model = tiny_model(kv_heads=1)
+    program = lower(model, decode_step(5, 40), two_level(model, 1, 4, dim_mode="score_sum"), nodes=NODES, dtype="fp32")
+    held = [cache_bytes(model, program, rank) for rank in range(4)]
+    assert held == [5 * 41 * 2 * 4 * 4 * 2] * 4  # sequences · tokens · (K, V) · d_s · 4 B · layers
+    heads_alone = lower(model, decode_step(5, 40), static(model, 4), nodes=NODES, dtype="fp32")
+    assert cache_bytes(model, heads_alone, 0) == 4 * held[0]
+    # it moves the scores instead: B·h·(n + 1) a layer, every sequence's 41 keys for 8 heads
+    assert collective_bytes(program, 0, "scores") == 2 * 5 * 8 * 41 * 4
+
+
 def test_documents_form_runs_on_real_processes_as_planned(world: Supervisor) -> None:
     generation = generation_of(tiny_model(), two_level(tiny_model(), 2, 2, dim_mode="per_slice"), num_decoded=0)
     assert_transfers_as_planned(generation, run_on(world, generation))
@@ -219,8 +249,9 @@ def test_what_does_not_fit_is_refused_in_one_line() -> None:
     assert "every head group for dim_mode all_to_all" in refused(model, two_level(model, 8, 2, dim_mode="all_to_all"))
     normed = model.model_copy(update={"qk_norm": True})
     assert "qk_norm" in refused(normed, two_level(normed, 2, 2))
-    assert "only prefills" in refused(model, two_level(model, 2, 2), decode_step(2, 8))
-    assert "stores no KV cache" in refused(model, two_level(model, 2, 2), cache=static(model, 2))
+    assert "gather_qk only prefills" in refused(model, two_level(model, 2, 2), decode_step(2, 8))
+    assert "keeps its KV cache in slices" in refused(model, two_level(model, 2, 2), cache=static(model, 2))
+    assert "cannot share" in refused(model, static(model, 2), cache=two_level(model, 2, 2))
     stage = Stage(
         first_layer=0,
         last_layer=2,

@@ -35,7 +35,7 @@ def attention(
 ) -> Generator[str, None, Residual]:
     """Lower one layer's attention block, with its residual connection."""
     if stage.grid.dim_slices > 1:
-        return (yield from two_level(context, stage, where, residual))
+        return (yield from two_level(context, stage, where, residual, owners))
     everywhere = to_projectors(context, stage, where, residual)
     projectors = projecting_ranks(context, stage, where.micro_batch)
     queries, keys = project(context, where, everywhere, projectors)

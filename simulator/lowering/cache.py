@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from simulator import program as p
 from simulator.cache_layout import CacheOwner
 from simulator.lowering.builder import Where
@@ -15,7 +17,7 @@ def store_prefill(
     context: Context, where: Where, keys: Values, pieces: list[Values], owners: tuple[CacheOwner, ...]
 ) -> None:
     """Cache owners keep their shard: of the keys they attended to if those cover it, else from whoever has it."""
-    shards = tuple(_of_micro_batch(context, where, owner) for owner in owners)
+    shards = tuple(of_micro_batch(context, where, owner) for owner in owners)
     received = [
         (holding, name) for piece in pieces for holding, name in zip(piece.holdings, piece.names, strict=True) if name
     ]
@@ -36,7 +38,7 @@ def store_prefill(
 
 def store_decode(context: Context, where: Where, keys: Values, owners: tuple[CacheOwner, ...]) -> None:
     """The new token's keys go to the rank whose turn it is."""
-    shards = tuple(_of_micro_batch(context, where, owner) for owner in owners)
+    shards = tuple(of_micro_batch(context, where, owner) for owner in owners)
     moves = plan(keys.holdings, shards, context.nodes, "direct", 1)
     names = context.builder.redistribute(moves, keys.names, kv_layout(context), where, "kv.in")
     for shard, name in zip(shards, names, strict=True):
@@ -44,9 +46,9 @@ def store_decode(context: Context, where: Where, keys: Values, owners: tuple[Cac
             store(context, where, shard, shard.tile, name)
 
 
-def _of_micro_batch(context: Context, where: Where, owner: CacheOwner) -> Holding:
+def of_micro_batch(context: Context, where: Where, owner: CacheOwner) -> Holding:
     block = context.groups.select(owner.tile.block, micro_batch=where.micro_batch)
-    return Holding(owner.rank, Tile(owner.tile.columns, block))
+    return Holding(owner.rank, replace(owner.tile, block=block))
 
 
 def _covers(outer: Tile, inner: Tile) -> bool:
@@ -54,7 +56,8 @@ def _covers(outer: Tile, inner: Tile) -> bool:
     return within and intersect(outer.block, inner.block) == inner.block
 
 
-def store(context: Context, where: Where, shard: Holding, source: Tile, value: str) -> None:
+def store(context: Context, where: Where, shard: Holding, source: Tile, value: str, *, head_dim: int = 0) -> None:
+    """Emit the store; ``head_dim`` 0: the model's."""
     context.builder.emit(
         shard.rank,
         p.Store(
@@ -66,6 +69,6 @@ def store(context: Context, where: Where, shard: Holding, source: Tile, value: s
             source=source,
             target=shard.tile,
             num_tokens=context.count(shard.tile.block),
-            head_dim=context.model.head_dim,
+            head_dim=head_dim or context.model.head_dim,
         ),
     )

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from simulator import program as p
 from simulator.cache_layout import CacheOwner, cache_owners
 from simulator.errors import InfeasibleError
-from simulator.groups import split_batch
+from simulator.groups import Groups, split_batch
 from simulator.lowering.attention import attention
 from simulator.lowering.builder import Builder, Where
+from simulator.lowering.cells import check_dim_slices, slice_owners
 from simulator.lowering.context import Context
 from simulator.lowering.ends import embed, hand_over, head, return_tokens
 from simulator.lowering.feed_forward import feed_forward
 from simulator.lowering.redistribution import Holding
 from simulator.lowering.ring import check_ring
-from simulator.lowering.two_level import check_dim_slices
 from simulator.model import Model
-from simulator.placement import Placement
+from simulator.placement import Placement, Stage
 from simulator.workload import Phase, Step
 
 Owners = dict[int, tuple[CacheOwner, ...]]
@@ -50,8 +50,7 @@ def lower(
     owners = {
         layer: shares
         for stage in decoder.stages
-        if stage.grid.dim_slices == 1
-        for shares in (cache_owners(model, stage, groups, step.phase),)
+        for shares in (_owners(model, decoder, stage, groups, step.phase),)
         for layer in range(stage.first_layer, stage.last_layer)
     }
     sampled: list[tuple[Holding, str]] = []
@@ -94,14 +93,17 @@ def check(model: Model, placement: Placement, num_ranks: int) -> None:
 
 
 def check_phase(placement: Placement, decoder: Placement, phase: Phase) -> None:
-    """Dimension slices keep no KV cache: they prefill, and nobody decodes after them."""
+    """Dimension slices keep their cache as slices, in their own order: only the same placement decodes from it."""
     sliced = [one for one in (placement, decoder) if any(stage.grid.dim_slices > 1 for stage in one.stages)]
-    if sliced and phase == "decode":
-        raise InfeasibleError(f"placement {sliced[0].name}: dim_slices > 1 only prefills; decode by another placement")
+    if sliced and phase == "decode" and sliced[0].dim_mode == "gather_qk":
+        raise InfeasibleError(
+            f"placement {sliced[0].name}: dim_slices > 1 with dim_mode gather_qk only prefills; decode by score_sum, "
+            "all_to_all or a placement without slices"
+        )
     if sliced and placement != decoder:
         raise InfeasibleError(
-            f"placement {sliced[0].name}: dim_slices > 1 stores no KV cache, so it neither hands one to a decoder nor "
-            "decodes; prefill and decode by other placements"
+            f"placement {sliced[0].name}: dim_slices > 1 keeps its KV cache in slices, which placement "
+            f"{(decoder if sliced[0] == placement else placement).name} cannot share; prefill and decode by one"
         )
 
 
@@ -124,7 +126,7 @@ def _micro_batch(context: Context, index: int, owners: Owners, sampled: list[tup
             residual = hand_over(context, number, index, residual)
         for layer in range(stage.first_layer, stage.last_layer):
             where = Where(layer, index)
-            residual = yield from attention(context, stage, where, residual, owners.get(layer, ()))
+            residual = yield from attention(context, stage, where, residual, owners[layer])
             residual = yield from feed_forward(context, stage, where, residual)
     sampled.extend((yield from head(context, index, residual)))
 
@@ -139,9 +141,15 @@ def _schedule(context: Context, micro_batches: list[Iterator[str]]) -> None:
         micro_batches = [batch for batch in micro_batches if any(pause in pauses for pause in batch)]
 
 
+def _owners(model: Model, decoder: Placement, stage: Stage, groups: Groups, phase: Phase) -> tuple[CacheOwner, ...]:
+    if stage.grid.dim_slices > 1:
+        return slice_owners(model, stage, groups, phase, decoder.dim_mode)
+    return cache_owners(model, stage, groups, phase)
+
+
 def _caches(num_ranks: int, owners: Owners) -> tuple[tuple[p.CacheShard, ...], ...]:
     shards: list[list[p.CacheShard]] = [[] for _ in range(num_ranks)]
     for layer, shares in owners.items():
         for owner in shares:
-            shards[owner.rank].append(p.CacheShard(layer, owner.tile, owner.rows))
+            shards[owner.rank].append(p.CacheShard(layer, owner.tile, owner.rows, owner.slices))
     return tuple(tuple(rows) for rows in shards)

@@ -10,97 +10,39 @@ all ranks adds the parts. In between (``Placement.dim_mode``):
 
 Rotary positions: slices of q and k are paired, so each rank turns its own. Gathered or re-sharded, q's and k's
 dimensions then lie slice by slice, in the same order in both, which scores do not see; v's are in their own order.
-Every rank holds all tokens. Prefill only: no KV cache is stored.
+Every rank holds all tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from dataclasses import dataclass
 
 from simulator import program as p
-from simulator.cache_layout import cover, head_spans
-from simulator.errors import InfeasibleError
+from simulator.cache_layout import CacheOwner
 from simulator.lowering.attending import attend
 from simulator.lowering.builder import Layout, Where
-from simulator.lowering.chunks import prefill_segments
+from simulator.lowering.cache import of_micro_batch, store
+from simulator.lowering.cells import Cell, SlicedLayer, cells_of, own_heads
 from simulator.lowering.context import Context, Residual
 from simulator.lowering.outputs import add_attention
 from simulator.lowering.redistribution import Holding, plan
 from simulator.lowering.shares import Attender
-from simulator.model import Model
-from simulator.placement import Placement, Stage, even_split
-from simulator.tile import Span, Tile, is_empty
+from simulator.placement import Stage
+from simulator.tile import Span, Tile
 from simulator.weight_slice import DimSlice
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """Rank (i, j): its group's heads, its tokens and its slice."""
-
-    attender: Attender
-    index: int
-
-    @property
-    def rank(self) -> int:
-        return self.attender.rank
-
-    @property
-    def heads(self) -> Span:
-        return self.attender.heads
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """Two-level attention of one layer and micro-batch being lowered."""
-
-    context: Context
-    where: Where
-    slices: int
-
-    @property
-    def width(self) -> int:
-        return self.context.model.head_dim // self.slices
-
-    def kv_heads(self, heads: Span) -> Span:
-        return cover(heads, self.context.model.heads_per_kv_head)
-
-    def name(self, what: str) -> str:
-        return self.where.name(what)
-
-    def segments(self, cell: Cell) -> tuple[p.Segment, ...]:
-        model, block = self.context.model, cell.attender.block
-        window = model.layers[self.where.layer].window
-        return prefill_segments(self.context.groups.batch, block, block, window, causal=model.causal)
-
-
-def check_dim_slices(model: Model, placement: Placement, stage: Stage, place: str) -> None:
-    """Refuse dimension slices that do not fit, in one line."""
-    grid, slices, mode = stage.grid, stage.grid.dim_slices, placement.dim_mode
-    if grid.query_blocks > 1 or grid.kv_blocks > 1:
-        problem = "goes with heads alone; query_blocks and kv_blocks must be 1"
-    elif set(stage.attention_ranks) != set(stage.feed_forward_ranks) or stage.tensor_degree != grid.num_ranks:
-        problem = f"needs attention and feed-forward on the same ranks, tensor_degree {grid.num_ranks}"
-    elif model.head_dim % slices:
-        problem = f"must divide head_dim {model.head_dim}"
-    elif model.rope_theta is not None and model.head_dim // slices % 2:
-        problem = f"leaves slices of {model.head_dim // slices} of head_dim; rotary positions need an even width"
-    elif model.qk_norm:
-        problem = "cuts the heads that qk_norm normalises; give a model without it"
-    elif mode == "all_to_all" and any(heads % slices for heads in grid.heads):
-        problem = f"must divide every head group for dim_mode all_to_all, not {list(grid.heads)}"
-    else:
-        return
-    raise InfeasibleError(f"{place}.grid.dim_slices: {slices} {problem}")
-
-
-def two_level(context: Context, stage: Stage, where: Where, residual: Residual) -> Generator[str, None, Residual]:
+def two_level(
+    context: Context, stage: Stage, where: Where, residual: Residual, owners: tuple[CacheOwner, ...]
+) -> Generator[str, None, Residual]:
     """Lower one layer's attention block, with its residual connection."""
-    layer = _Layer(context, where, stage.grid.dim_slices)
-    cells = _cells(context, stage, where.micro_batch)
+    layer = SlicedLayer(context, where, stage.grid.dim_slices)
+    cells = cells_of(context, stage, where.micro_batch)
     mode = context.placement.dim_mode
     for cell in cells:
         _project(layer, cell, residual.names[cell.rank], split=mode == "gather_qk")
+        if mode in ("per_slice", "score_sum"):
+            _store(layer, cell, owners, layer.name("kv"))
     outputs: dict[int, str] = {}
     for heads in dict.fromkeys(cell.heads for cell in cells):
         group = [cell for cell in cells if cell.heads == heads]
@@ -110,7 +52,7 @@ def two_level(context: Context, stage: Stage, where: Where, residual: Residual) 
             case "gather_qk":
                 outputs |= _gather(layer, group)
             case "all_to_all":
-                outputs |= _exchange(layer, group)
+                outputs |= _exchange(layer, group, owners)
             case "score_sum":
                 outputs |= _sum_scores(layer, group)
     yield "attention"
@@ -118,18 +60,7 @@ def two_level(context: Context, stage: Stage, where: Where, residual: Residual) 
     return (yield from add_attention(context, stage, where, residual, names))
 
 
-def _cells(context: Context, stage: Stage, micro_batch: int) -> tuple[Cell, ...]:
-    """Every rank, if the micro-batch has tokens."""
-    heads = head_spans(stage.grid.heads)
-    block = context.groups.select(context.groups.everything, micro_batch=micro_batch)
-    found = []
-    for number, rank in enumerate(stage.attention_ranks):
-        head, _, _, index = stage.grid.coordinates(number)
-        found.append(Cell(Attender(rank, heads[head], block, 0), index))
-    return () if is_empty(block) else tuple(found)
-
-
-def _project(layer: _Layer, cell: Cell, value: str, *, split: bool) -> None:
+def _project(layer: SlicedLayer, cell: Cell, value: str, *, split: bool) -> None:
     """q and kv of the cell's slice (or q, k and v)."""
     context, where, model = layer.context, layer.where, layer.context.model
     prefix, size, kv_heads = f"layers.{where.layer}.attention", model.head_dim, layer.kv_heads(cell.heads)
@@ -167,12 +98,21 @@ def _project(layer: _Layer, cell: Cell, value: str, *, split: bool) -> None:
     )
 
 
-def _attend_slice(layer: _Layer, cell: Cell) -> str:
-    reads = (layer.name("q"), layer.name("kv"))
+def _store(layer: SlicedLayer, cell: Cell, owners: tuple[CacheOwner, ...], value: str) -> None:
+    """The cell's share of the cache: just what it has in hand."""
+    for owner in owners:
+        if owner.rank == cell.rank:
+            shard = of_micro_batch(layer.context, layer.where, owner)
+            width = layer.width * (owner.tile.dims[1] - owner.tile.dims[0])
+            store(layer.context, layer.where, shard, shard.tile, value, head_dim=width)
+
+
+def _attend_slice(layer: SlicedLayer, cell: Cell) -> str:
+    reads = (layer.name("q"), layer.keys(layer.name("kv")))
     return attend(layer.context, layer.where, cell.attender, reads, layer.segments(cell), head_dim=layer.width)
 
 
-def _gather(layer: _Layer, group: list[Cell]) -> dict[int, str]:
+def _gather(layer: SlicedLayer, group: list[Cell]) -> dict[int, str]:
     """All slices of the group's q and k on each of its ranks; values as they are."""
     whole = [(cell, cell.heads) for cell in group]
     queries = _reshard(layer, whole, "q", Layout((), (layer.width,), layer.context.dtype))
@@ -191,28 +131,22 @@ def _gather(layer: _Layer, group: list[Cell]) -> dict[int, str]:
     }
 
 
-def _exchange(layer: _Layer, group: list[Cell]) -> dict[int, str]:
+def _exchange(layer: SlicedLayer, group: list[Cell], owners: tuple[CacheOwner, ...]) -> dict[int, str]:
     """Whole heads, h_g/m a rank, from all slices of them."""
     layout = (layer.width,), layer.context.dtype
-    queries = _reshard(layer, [(cell, _own_heads(layer, cell)) for cell in group], "q", Layout((), *layout))
-    kv_heads = [(cell, layer.kv_heads(_own_heads(layer, cell))) for cell in group]
+    queries = _reshard(layer, [(cell, own_heads(layer, cell)) for cell in group], "q", Layout((), *layout))
+    kv_heads = [(cell, layer.kv_heads(own_heads(layer, cell))) for cell in group]
     keys = _reshard(layer, kv_heads, "kv", Layout((2,), *layout))
     outputs = {}
     for cell in group:
-        own = Attender(cell.rank, _own_heads(layer, cell), cell.attender.block, 0)
-        reads = (queries[cell.rank], keys[cell.rank])
+        own = Attender(cell.rank, own_heads(layer, cell), cell.attender.block, 0)
+        _store(layer, cell, owners, keys[cell.rank])
+        reads = (queries[cell.rank], layer.keys(keys[cell.rank]))
         outputs[cell.rank] = attend(layer.context, layer.where, own, reads, layer.segments(cell))
     return outputs
 
 
-def _own_heads(layer: _Layer, cell: Cell) -> Span:
-    """The whole heads that fall to a cell after the all-to-all."""
-    sizes = even_split(cell.heads[1] - cell.heads[0], layer.slices)
-    start, stop = head_spans(sizes)[cell.index]
-    return cell.heads[0] + start, cell.heads[0] + stop
-
-
-def _reshard(layer: _Layer, wanted: list[tuple[Cell, Span]], what: str, layout: Layout) -> dict[int, str]:
+def _reshard(layer: SlicedLayer, wanted: list[tuple[Cell, Span]], what: str, layout: Layout) -> dict[int, str]:
     """All slices of the columns that each cell wants, from the group's cells, which hold one each."""
     held, needs = [], []
     for cell, columns in wanted:
@@ -225,22 +159,22 @@ def _reshard(layer: _Layer, wanted: list[tuple[Cell, Span]], what: str, layout: 
     return {need.rank: name for need, name in zip(needs, came, strict=True)}
 
 
-def _sum_scores(layer: _Layer, group: list[Cell]) -> dict[int, str]:
+def _sum_scores(layer: SlicedLayer, group: list[Cell]) -> dict[int, str]:
     """Partial scores, their sum over the group, and the slice's values weighed by the softmax."""
     names = {cell.rank: _scores(layer, cell) for cell in group}
     context, ranks = layer.context, tuple(cell.rank for cell in group)
     heads = group[0].heads[1] - group[0].heads[0]
-    pairs = sum(s.count * c.num_queries * c.kv_stop for s in layer.segments(group[0]) for c in s.chunks)
+    pairs = sum(s.count * c.num_queries * (c.kv_stop - c.kv_start) for s in layer.segments(group[0]) for c in s.chunks)
     summed = context.collective("all_reduce", ranks, layer.where, names, "scores.sum", (heads * pairs, 1))
     return {cell.rank: _weigh(layer, cell, summed[cell.rank]) for cell in group}
 
 
-def _scores(layer: _Layer, cell: Cell) -> str:
+def _scores(layer: SlicedLayer, cell: Cell) -> str:
     model = layer.context.model
     return layer.context.builder.emit(
         cell.rank,
         p.Scores(
-            reads=(layer.name("q"), layer.name("kv")),
+            reads=(layer.name("q"), layer.keys(layer.name("kv"))),
             writes=(layer.name("scores"),),
             layer=layer.where.layer,
             micro_batch=layer.where.micro_batch,
@@ -254,12 +188,12 @@ def _scores(layer: _Layer, cell: Cell) -> str:
     )
 
 
-def _weigh(layer: _Layer, cell: Cell, scores: str) -> str:
+def _weigh(layer: SlicedLayer, cell: Cell, scores: str) -> str:
     model = layer.context.model
     return layer.context.builder.emit(
         cell.rank,
         p.WeighValues(
-            reads=(scores, layer.name("kv")),
+            reads=(scores, layer.keys(layer.name("kv"))),
             writes=(layer.name("o"),),
             layer=layer.where.layer,
             micro_batch=layer.where.micro_batch,
@@ -274,11 +208,11 @@ def _weigh(layer: _Layer, cell: Cell, scores: str) -> str:
     )
 
 
-def _out(layer: _Layer, cell: Cell, value: str) -> str:
+def _out(layer: SlicedLayer, cell: Cell, value: str) -> str:
     """The part of W_O's product that the cell's heads or slices give."""
     context, size = layer.context, layer.context.model.head_dim
     exchanged = context.placement.dim_mode == "all_to_all"
-    a, b = _own_heads(layer, cell) if exchanged else cell.heads
+    a, b = own_heads(layer, cell) if exchanged else cell.heads
     weight = p.WeightSlice(
         f"layers.{layer.where.layer}.attention.o",
         (a * size, b * size),
