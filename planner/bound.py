@@ -32,6 +32,7 @@ from planner.bound_attention import (
     whole_attention,
 )
 from planner.bound_network import Network, network_of, pool_chain
+from planner.bound_race import LAYERS, REPLICAS, Leg, needed_tokens, run_leg
 from planner.rates import Array, Numbers, Rates
 from planner.shares import Dealt, block_edges, ceil_div
 from planner.space import Question, Scheme, Table
@@ -225,16 +226,72 @@ def _context(question: Question, table: Table, rates: Rates, parts: int | None) 
     for used, dealt, _ in _micro_batches(question, table, parts):
         tokens = _replica_tokens(question, table, cells, dealt)
         ends = cells.least(_ends(question, table[cells.row], rates, tokens, 0 * tokens))
-        own, raced = np.zeros(len(cells.row)), ends
+        own, raced, works = np.zeros(len(cells.row)), ends, {}
         for layer, num in layer_kinds(question).items():
-            work = _replica_layer(question, table, rates, network, cells, dealt, layer, tokens)
+            work = works[layer] = _replica_layer(question, table, rates, network, cells, dealt, layer, tokens)
             own = own + num * (work.before + work.attention + work.after)
             arrives = work.inbound + np.where(table["streams"][cells.row] > 1, 0.0, work.attention)
             rest = np.maximum(arrives, work.attention) + work.after
             raced = raced + num * (cells.least(work.before) + cells.least(rest))
             totals += used[cells.row] * num * np.stack((work.compute, work.inbound, work.outbound))
+        if question.phase == "prefill":
+            raced = np.maximum(raced, ends + _raced(question, table, rates, network, cells, dealt, works))
         chain = np.maximum(chain, used * np.maximum(ends + cells.most(own), raced))
     return np.maximum(chain, cells.most(totals.max(axis=0)))
+
+
+def _raced(
+    question: Question,
+    table: Table,
+    rates: Rates,
+    network: Network,
+    cells: Cells,
+    dealt: Dealt,
+    works: dict[Layer, ReplicaWork],
+) -> Array:
+    """Candidates with equally many replicas run their first layers together (``bound_race``)."""
+    raced = np.zeros(len(table))
+    kinds = set(question.model.layers)
+    if any(layer.window for layer in kinds):
+        return raced
+    for replicas in np.unique(table["replicas"][table["replicas"] <= REPLICAS]):
+        rows = np.flatnonzero(table["replicas"] == replicas)
+        at = cells.first[rows][:, None] + np.arange(replicas)
+        legs = {kind: _leg(question, table[rows], rates, network, dealt.total[rows], works[kind], at) for kind in kinds}
+        ends = np.zeros(at.shape)
+        for layer in question.model.layers[:LAYERS]:
+            ends = run_leg(ends, legs[layer])
+        rest = sum((_least_layer(works[layer], at) for layer in question.model.layers[LAYERS:]), np.zeros(len(rows)))
+        raced[rows] = np.where(rest > 0, ends.min(axis=1) + rest, ends.max(axis=1))
+    return raced
+
+
+def _least_layer(work: ReplicaWork, at: Numbers) -> Array:
+    return np.asarray((work.before + work.attention + work.after)[at].min(axis=1))
+
+
+def _leg(
+    question: Question, table: Table, rates: Rates, network: Network, sequences: Numbers, work: ReplicaWork, at: Numbers
+) -> Leg:
+    replicas = np.full(at.shape, at.shape[1], dtype=np.int64)
+    number = np.broadcast_to(np.arange(at.shape[1]), at.shape)
+    rule = np.broadcast_to(table["rule"].astype(np.int64)[:, None], at.shape)
+    edges = block_edges(question.tokens, replicas, rule, number, causal=question.model.causal)
+    tokens = needed_tokens((edges[0], edges[1], edges[2], edges[3]), causal=question.model.causal)
+    home = number // network.near(question, table)[:, None]
+    away = (home[:, :, None] != home[:, None, :]) & (network.latency_s > 0)
+    held = first_heads(question, table["heads"].astype(np.int64)).keys
+    row_s = sequences * 2 * held * question.model.head_dim * rates.size / network.nic_bytes_per_s
+    others = ~np.eye(at.shape[1], dtype=np.bool_)
+    return Leg(
+        work.before[at],
+        work.attention[at],
+        work.after[at],
+        np.where(away, tokens * row_s[:, None, None], 0.0),
+        (others & (tokens > 0)).astype(float),
+        np.where(away, network.latency_s, 0.0),
+        (table["streams"] > 1).astype(float),
+    )
 
 
 def _replica_tokens(question: Question, table: Table, cells: Cells, dealt: Dealt) -> Numbers:

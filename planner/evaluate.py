@@ -10,15 +10,17 @@ from planner.critical_path import CriticalPath, Doubt, critical_path, kind_of
 from planner.problem import Problem
 from planner.space import Question
 from simulator.allocation import Interval, Metrics, RankBytes
+from simulator.cost import predict
 from simulator.engine import simulate
 from simulator.errors import InfeasibleError
+from simulator.kernel import Kernel
 from simulator.lowering import lower
 from simulator.memory import rank_memory
 from simulator.placement import Placement
-from simulator.pricing import price
 from simulator.profile import Tag
 from simulator.program import Program
 from simulator.timeline import Timeline
+from simulator.work import kernels_of
 
 NETWORK_LOG_ERROR = 0.1  # half-width of the 90 % interval of transfers and collectives on assumed links
 
@@ -86,16 +88,23 @@ def doubt_of(problem: Problem, found: Evaluated) -> Doubt:
     """p05 and p95 of the kernels on the critical path, summed by kind; transfers by an assumed error."""
     if found.doubts:
         return found.doubts[0]
-    low = price(found.program, problem.cluster, problem.profiles, "p05").durations_s
-    mid = price(found.program, problem.cluster, problem.profiles).durations_s
-    high = price(found.program, problem.cluster, problem.profiles, "p95").durations_s
+    places = problem.cluster.rank_nodes()
     up: dict[str, float] = {}
     down: dict[str, float] = {}
+    wanted: dict[tuple[str, Kernel], list[tuple[str, float]]] = {}
     for rank, index in found.path.nodes:
-        kind = kind_of(found.program.ranks[rank][index])
-        slowdown = problem.cluster.rank_nodes()[rank][2].slowdown
-        up[kind] = up.get(kind, 0.0) + float(high[rank][index] - mid[rank][index]) * slowdown
-        down[kind] = down.get(kind, 0.0) + float(mid[rank][index] - low[rank][index]) * slowdown
+        operation, node = found.program.ranks[rank][index], places[rank][2]
+        for kernel in kernels_of(operation, found.program.dtype):
+            wanted.setdefault((node.gpu, kernel), []).append((kind_of(operation), node.slowdown))
+    for gpu in dict.fromkeys(gpu for gpu, _ in wanted):
+        mine = [kernel for owner, kernel in wanted if owner == gpu]
+        prediction = predict(mine, problem.profiles[gpu])
+        for number, key in enumerate(mine):
+            above = float(prediction.p95_s[number] - prediction.seconds[number])
+            below = float(prediction.seconds[number] - prediction.p05_s[number])
+            for kind, slowdown in wanted[gpu, key]:
+                up[kind] = up.get(kind, 0.0) + above * slowdown
+                down[kind] = down.get(kind, 0.0) + below * slowdown
     seconds = found.path.seconds()
     for kind in ("network", "collective", "waiting"):
         up[kind] = seconds[kind] * float(np.expm1(NETWORK_LOG_ERROR))

@@ -30,7 +30,7 @@ def _head(allocation: Allocation) -> str:
         (
             f"{allocation.name}: {allocation.model} on {allocation.cluster} for {allocation.workload}",
             f"objective {allocation.objective}; at most {limits.max_gpus} GPUs{base}; costs from {allocation.profile}",
-            "A step is one forward pass of the batch: prefill gives TTFT, decode TPOT. Times are predictions with their",
+            "A step is one forward pass of the batch: prefill gives TTFT, decode TPOT. Times are predicted, with their",
             "90 % interval; [fitted] rests on a calibrated profile, [assumed] also on links nobody measured.",
             "Speed-up is the base's step over ours; efficiency is speed-up over the ratio of GPUs.",
         )

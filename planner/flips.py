@@ -1,7 +1,7 @@
 """Flips: what would change a choice, and at which value, by simulating choice and runner-up side by side.
 
-One quantity is moved, all else stays: prompt length, batch, NICs a node. Lengths are bisected to 5 % between an eighth and
-eight times the planned one; batches are doubled and halved; NICs are halved down to one.
+One quantity is moved, all else stays: prompt length, batch, NICs a node. Lengths are bisected to 5 % between an eighth
+and eight times the planned one; batches are doubled and halved; NICs are halved down to one.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ def flips_of(problem: Problem, choice: Choice) -> Iterator[Flip]:
     second = choice.runner_up
     if second is None or second.placement is None:
         return
+    other = second.placement
     question = next(
         problem.question(choice.phase, bucket) for bucket in problem.workload.buckets if bucket.name == choice.bucket
     )
 
     def leads(problem: Problem, question: Question) -> bool | None:
         """Whether the choice still beats the runner-up; None where one of them is impossible."""
-        assert second is not None and second.placement is not None
-        times = [try_evaluate(problem, question, one, None) for one in (choice.placement, second.placement)]
+        times = [try_evaluate(problem, question, one, None) for one in (choice.placement, other)]
         if not all(isinstance(time, Evaluated) for time in times):
             return None
         ours, theirs = (time for time in times if isinstance(time, Evaluated))

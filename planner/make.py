@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
+
+from planner.bound import step_bound
 from planner.critical_path import difference
 from planner.evaluate import Evaluated, doubt_of, lacking, memory_of, metrics_of, step_interval, try_evaluate
 from planner.problem import Problem, load_problem
-from planner.rivals import baselines, rule_placement
-from planner.search import Race, Rival, race
+from planner.rivals import baselines, rule_placement, rule_row
+from planner.search import Race, Rival, parts_of, race
 from planner.space import Question
 from simulator.allocation import (
     Allocation,
@@ -26,31 +32,36 @@ from simulator.program import Program
 from simulator.scenario import Scenario
 from simulator.workload import Bucket, Phase
 
-SIMULATED_OPERATIONS = 4000  # rivals with larger programs are shown by their bound unless asked for
+QUICK_SIMULATIONS = 4  # a race, unless it is exact: seconds instead of tens of seconds
+SIMULATED_POOL = 8  # GPUs of the documents' rule; a larger pool is shown by its bound
 
 
 def make(
-    scenario: Scenario, *, command: str = "", ttft_slo_s: float | None = None, tpot_slo_s: float | None = None
+    scenario: Scenario,
+    *,
+    command: str = "",
+    ttft_slo_s: float | None = None,
+    tpot_slo_s: float | None = None,
+    exact: bool = False,
 ) -> Allocation:
-    """Plan a scenario. InfeasibleError where a bucket has no plan; the message names what is binding."""
+    """Plan a scenario. InfeasibleError where a bucket has no plan; the message names what is binding.
+
+    ``exact``: simulate until nothing unsimulated can win; else a few best-first, and the gap is stated.
+    """
     problem = load_problem(scenario, command=command, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s)
-    return make_problem(problem)
+    return make_problem(problem, limit=None if exact else QUICK_SIMULATIONS, workers=os.cpu_count() or 1)
 
 
-def make_problem(problem: Problem) -> Allocation:
-    """Plan a problem: decode first, then prefill into the cache that decode reads."""
-    policy: list[Choice] = []
-    for bucket in problem.workload.buckets:
-        decode = race(problem, problem.question("decode", bucket))
-        winner = decode.simulated[decode.ranking()[0].row]
-        prefill = race(
-            problem,
-            problem.question("prefill", bucket),
-            cache=winner.placement,
-            beside=(winner.program,),
-        )
-        policy.append(choose(problem, bucket, prefill, (winner.program,)))
-        policy.append(choose(problem, bucket, decode, ()))
+def make_problem(problem: Problem, *, limit: int | None = None, workers: int = 1) -> Allocation:
+    """Plan a problem. ``limit``: simulations a race at most (None: exact); ``workers``: processes, a bucket each."""
+    plan = partial(plan_bucket, problem, limit=limit)
+    buckets = problem.workload.buckets
+    if workers > 1 and len(buckets) > 1:
+        with ProcessPoolExecutor(min(workers, len(buckets)), mp_context=get_context("fork")) as pool:
+            planned = list(pool.map(plan, buckets))
+    else:
+        planned = [plan(bucket) for bucket in buckets]
+    policy = [choice for pair in planned for choice in pair]
     policy.sort(key=lambda choice: (choice.phase != "prefill", choice.min_tokens))
     return Allocation(
         name=problem.name,
@@ -68,6 +79,20 @@ def make_problem(problem: Problem) -> Allocation:
         digests=digests(problem),
         assumptions=(*problem.cluster.assumptions, *problem.workload.assumptions),
     )
+
+
+def plan_bucket(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> tuple[Choice, Choice]:
+    """Decode first, then prefill into the cache that decode reads."""
+    decode = race(problem, problem.question("decode", bucket), limit=limit)
+    winner = decode.simulated[decode.ranking()[0].row]
+    prefill = race(
+        problem,
+        problem.question("prefill", bucket),
+        cache=winner.placement,
+        beside=(winner.program,),
+        limit=limit,
+    )
+    return choose(problem, bucket, prefill, (winner.program,)), choose(problem, bucket, decode, ())
 
 
 def digests(problem: Problem) -> Digests:
@@ -103,7 +128,7 @@ def choose(problem: Problem, bucket: Bucket, found: Race, beside: tuple[Program,
         runner_up=None if second is None else alternative(problem, found.simulated[second.row]),
         margin=margin,
         too_close_to_call=margin is not None and margin.p05 <= 0.0,
-        rule=_rival(problem, question, rule_placement(question), found.cache),
+        rule=_rule(problem, question, found.cache),
         baselines=tuple(_rival(problem, question, one, found.cache) for one in baselines(question)),
         best_pool=_best_pool(problem, found),
         pareto=_pareto(found),
@@ -155,6 +180,24 @@ def _rival(problem: Problem, question: Question, placement: Placement | str, cac
         name=placement.name, placement=placement, num_gpus=len(placement.ranks), pool_gpus=len(placement.pool_ranks),
         step_s=None, infeasible=found,
     )  # fmt: skip
+
+
+def _rule(problem: Problem, question: Question, cache: Placement | None) -> Alternative:
+    """The documents' rule: simulated, or by its bound where its pool sends too many messages for that to be quick."""
+    placement = rule_placement(question)
+    if isinstance(placement, str) or len(placement.pool_ranks) <= SIMULATED_POOL:
+        return _rival(problem, question, placement, cache)
+    bound_s = float(
+        step_bound(question, rule_row(question), problem.rates, parts=None if cache is None else parts_of(cache))[0]
+    )
+    return Alternative(
+        name=placement.name,
+        placement=placement,
+        num_gpus=len(placement.ranks),
+        pool_gpus=len(placement.pool_ranks),
+        step_s=None,
+        bound_s=bound_s,
+    )
 
 
 def _best_pool(problem: Problem, found: Race) -> Alternative | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.space import COLUMNS, ROW, Question, Scheme, placement_of, row
+from planner.space import COLUMNS, ROW, Question, Scheme, Table, placement_of, row
 from simulator.placement import Placement
 
 RULE_TOKENS = 4096
@@ -32,10 +32,7 @@ def rule_placement(question: Question) -> Placement | str:
         return f"{name}: needs {base + pool} GPUs; {question.max_gpus} are allowed"
     if base > question.model.num_attention_heads:
         return f"{name}: {base} tensor shards of {question.model.num_attention_heads} heads"
-    if not pool:
-        return _placement(question, name, Scheme.STATIC, tensor=base, heads=base)
-    cut = {"queries": pool, "rule": 0} if question.phase == "prefill" else {"keys": pool}
-    return _placement(question, name, Scheme.POOL, tensor=base, heads=1, **cut)
+    return placement_of(question, rule_row(question)[0]).model_copy(update={"name": name})
 
 
 def baselines(question: Question) -> tuple[Placement | str, ...]:
@@ -51,6 +48,15 @@ def baselines(question: Question) -> tuple[Placement | str, ...]:
         else:
             found.append(_placement(question, name, Scheme.STATIC, tensor=tensor, heads=tensor, stages=stages))
     return tuple(found)
+
+
+def rule_row(question: Question) -> Table:
+    """The rule's candidate, for its bound."""
+    base, pool = question.base_gpus or min(8, question.max_gpus), rule_pool(question.tokens)
+    if not pool:
+        return np.array([row(Scheme.STATIC, tensor=base, heads=base)], dtype=ROW)
+    cut = {"queries": pool, "rule": 0} if question.phase == "prefill" else {"keys": pool}
+    return np.array([row(Scheme.POOL, tensor=base, heads=1, **cut)], dtype=ROW)
 
 
 def _placement(question: Question, name: str, scheme: Scheme, **columns: int) -> Placement:

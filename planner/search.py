@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from planner.bound import step_bound
 from planner.evaluate import Evaluated, evaluate, lacking, memory_of
@@ -23,6 +24,9 @@ from simulator.allocation import RankBytes, Search
 from simulator.errors import InfeasibleError
 from simulator.placement import Placement
 from simulator.program import Program
+
+SHORTLIST = 64  # candidates bounded by predicted kernels before anything is simulated
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,7 @@ class Race:
     refused: dict[int, str] = field(default_factory=dict)
     memory: dict[int, tuple[RankBytes, ...]] = field(default_factory=dict)
     gap: float = 0.0
+    known: dict[int, Evaluated] = field(default_factory=dict)
 
     def ranking(self) -> list[Rival]:
         """Simulated and fitting candidates, best first."""
@@ -83,16 +88,15 @@ def race(
     *,
     cache: Placement | None = None,
     beside: tuple[Program, ...] = (),
-    rows: Array | None = None,
+    rows: Mask | None = None,
     limit: int | None = None,
 ) -> Race:
     """Simulate best-first until no bound can beat the best. ``beside``: programs whose memory must fit too;
     ``rows``: a mask of the candidates that take part; ``limit``: simulations at most (then the gap is stated)."""
     table = enumerate_space(question)
     table = table if rows is None else table[rows]
-    bounds = step_bound(question, table, problem.rates, parts=None if cache is None else _parts(cache))
-    scores = bounds * score_factor(problem, question, table)
-    found = Race(question, table, bounds, scores, cache)
+    found = _bounded(problem, question, table, cache, beside)
+    scores, bounds = found.scores, found.bounds
     slo_s = problem.limits.ttft_slo_s if question.phase == "prefill" else problem.limits.tpot_slo_s
     best = np.inf
     for number, row in enumerate(_promising(found, slo_s)):
@@ -109,6 +113,27 @@ def race(
     return found
 
 
+def _bounded(
+    problem: Problem, question: Question, table: Table, cache: Placement | None, beside: tuple[Program, ...]
+) -> Race:
+    """Roofline bounds for all; predicted ones for those that a first simulated candidate does not already beat."""
+    parts = None if cache is None else parts_of(cache)
+    factor = score_factor(problem, question, table)
+    bounds = step_bound(question, table, problem.rates.as_roofline(), parts=parts)
+    first = np.argsort(bounds * factor, kind="stable")[:SHORTLIST]
+    bounds[first] = np.maximum(bounds[first], step_bound(question, table[first], problem.rates, parts=parts))
+    best = int(first[np.argmin((bounds * factor)[first])])
+    found = Race(question, table, bounds, bounds * factor, cache)
+    _try(problem, found, best, beside, None, np.inf)
+    limit = np.inf
+    if best in found.simulated and best not in found.refused:
+        limit = found.simulated[best].step_s * float(factor[best])
+    near = np.setdiff1d(np.flatnonzero(bounds * factor <= limit), first)
+    if len(near):
+        bounds[near] = np.maximum(bounds[near], step_bound(question, table[near], problem.rates, parts=parts))
+    return Race(question, table, bounds, bounds * factor, cache, known=found.simulated)
+
+
 def _promising(found: Race, slo_s: float | None) -> Iterator[int]:
     """Rows by rising score bound, then fewer GPUs; none whose bound already misses the SLO."""
     for row in np.lexsort((num_gpus(found.table), found.scores)):
@@ -122,7 +147,7 @@ def _try(
     """Simulate a row; refuse it if it does not fit model, SLO or memory (only checked if it would lead)."""
     placement = placement_of(found.question, found.table[row])
     try:
-        evaluated = evaluate(problem, found.question, placement, found.cache)
+        evaluated = found.known.get(row) or evaluate(problem, found.question, placement, found.cache)
     except InfeasibleError as error:
         found.refused[row] = str(error)
         return
@@ -137,7 +162,7 @@ def _try(
             found.refused[row] = f"rank {short.rank} lacks {-short.headroom_bytes} bytes"
 
 
-def _parts(cache: Placement) -> int:
+def parts_of(cache: Placement) -> int:
     """As ``lowering.decode_parts`` deals sequences."""
     return max(max(stage.grid.query_blocks, stage.token_replicas) for stage in cache.stages)
 
@@ -155,7 +180,7 @@ def _why_nothing(problem: Problem, found: Race) -> str:
     )
 
 
-def pools_only(question: Question) -> Array:
+def pools_only(question: Question) -> Mask:
     """Mask of FA Pool candidates, hybrids included."""
     table = enumerate_space(question)
     return np.asarray(np.isin(table["scheme"], (Scheme.POOL, Scheme.JOINED)))

@@ -136,7 +136,7 @@ class Choice(Record):
 
 
 class Threshold(Record):
-    """First bucket edge (tokens) at which the phase's chosen placement has a pool; None: never. A result, not an input."""
+    """First bucket edge (tokens) at which the phase's chosen placement has a pool; None: never. A result, no input."""
 
     phase: Phase
     tokens: int | None

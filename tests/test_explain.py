@@ -65,7 +65,7 @@ def allocation() -> Allocation:
                 capacity_bytes=80 * 10**9,
                 headroom_bytes=76 * 10**9,
             ),
-        ),  # fmt: skip
+        ),
         binding=Binding(
             kind="attention", share=0.5, shares={"attention": 0.5, "gemm": 0.3, "network": 0.2}, detail="critical path"
         ),
@@ -99,7 +99,7 @@ def allocation() -> Allocation:
 GOLDEN = """\
 golden: tiny on small for chat
 objective tpot; at most 8 GPUs, a base of 2; costs from a100-sxm4-80gb
-A step is one forward pass of the batch: prefill gives TTFT, decode TPOT. Times are predictions with their
+A step is one forward pass of the batch: prefill gives TTFT, decode TPOT. Times are predicted, with their
 90 % interval; [fitted] rests on a calibrated profile, [assumed] also on links nobody measured.
 Speed-up is the base's step over ours; efficiency is speed-up over the ratio of GPUs.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from planner.critical_path import Doubt, difference
@@ -20,7 +21,7 @@ from tests.instances import random_problem
 MOST = 24  # candidates of an instance, so that all can be simulated
 
 
-def brute_force(problem: Problem, question: Question, rows: np.ndarray) -> tuple[float, int, str]:  # type: ignore[type-arg]
+def brute_force(problem: Problem, question: Question, rows: npt.NDArray[np.bool_]) -> tuple[float, int, str]:
     """(score, GPUs, name) of the best of all candidates, each simulated."""
     table = enumerate_space(question)[rows]
     factor = score_factor(problem, question, table)

@@ -12,14 +12,14 @@ from planner.rivals import baselines, rule_placement, rule_pool
 from planner.space import Question, Scheme, enumerate_space, name_of, num_gpus, placement_of, pool_gpus
 from simulator import presets
 from simulator.placement import Placement
+from simulator.workload import Phase
 from tests.instances import random_problem
 
 
-def documents(phase: str = "prefill", tokens: int = 16384) -> Question:
+def documents(phase: Phase = "prefill", tokens: int = 16384) -> Question:
     problem = load_problem(presets.scenario("fa-pool"))
     batch = 1 if phase == "prefill" else 32
-    name = "prefill" if phase == "prefill" else "decode"
-    return Question(problem.model, problem.cluster, name, tokens, batch, 40, 8)
+    return Question(problem.model, problem.cluster, phase, tokens, batch, 40, 8)
 
 
 def test_every_scheme_of_the_documents_is_in_the_space() -> None:
