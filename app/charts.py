@@ -30,14 +30,14 @@ def rivals(rows: Rows) -> alt.LayerChart:
         x=alt.X("ms:Q", title="step time, ms"), y=y, color=colour, tooltip=["name:N", "kind:N", "ms:Q", "tag:N"]
     )
     whiskers = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", y=y)
-    return alt.layer(bars, whiskers).properties(height=34 * len(rows))
+    return alt.layer(bars, whiskers).properties(height=34 * len(rows) + 100)
 
 
 def breakdown(rows: Rows) -> alt.Chart:
     """``plan``, ``part``, ``ms``, ``order``: stacked parts that sum to the step."""
     scale = alt.Scale(domain=list(PART_COLOURS), range=list(PART_COLOURS.values()))
     return (
-        alt.Chart(data(rows), height=56 * len({row["plan"] for row in rows}) + 40)
+        alt.Chart(data(rows), height=56 * len({row["plan"] for row in rows}) + 130)
         .mark_bar()
         .encode(
             x=alt.X("ms:Q", title="step time, ms (mean over ranks)", stack="zero"),
@@ -66,8 +66,8 @@ def gantt(rows: Rows, lanes: Sequence[str], kinds: dict[str, str], end_ms: float
     """``lane``, ``start``, ``end`` (ms), ``kind``, ``what``: a bar an operation; drag to pan, wheel to zoom."""
     zoom = alt.selection_interval(bind="scales", encodings=["x"])
     return (
-        alt.Chart(data(rows), height=max(19 * len(lanes), 60))
-        .mark_bar(stroke="black", strokeOpacity=0.25, strokeWidth=0.4)
+        alt.Chart(data(rows), height=22 * len(lanes) + 110)
+        .mark_bar(stroke="white", strokeOpacity=0.6, strokeWidth=0.4)
         .encode(
             x=alt.X("start:Q", title="ms from the start of the step", scale=alt.Scale(domain=[0, end_ms])),
             x2="end:Q",
@@ -75,7 +75,7 @@ def gantt(rows: Rows, lanes: Sequence[str], kinds: dict[str, str], end_ms: float
             color=alt.Color(
                 "kind:N",
                 scale=alt.Scale(domain=list(kinds), range=list(kinds.values())),
-                legend=alt.Legend(orient="top", title=None, columns=3),
+                legend=alt.Legend(orient="top", title=None, columns=3, symbolStrokeWidth=0),
             ),
             tooltip=["lane:N", "what:N", alt.Tooltip("start:Q", format=".4f"), alt.Tooltip("end:Q", format=".4f")],
         )

@@ -1,5 +1,90 @@
+"""Documents: every statement of the five documents, what attnplan computes for it, and the verdict; filterable."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import streamlit as st
+
+from app.inputs import choose, write
+from planner.paper import counts, rows
+from planner.paper_statement import DOCUMENTS, Statement
+
+ALL = "all"
+MARKS = {
+    "consistent": "✓",
+    "inconsistent": "✗",
+    "only under assumption": "◐",
+    "specification, implemented": "▣",
+    "unverifiable": "?",
+    "not implemented": "–",
+}
 
 
 def show() -> None:
-    st.title("soon")
+    st.title("Documents")
+    st.caption(
+        "Each statement of the five documents beside what arithmetic and simulation give. Verdicts are computed."
+    )
+    with st.spinner("Computing 146 statements …"):
+        every = statements()
+    found = counts(every)
+    for column, (verdict, count) in zip(st.columns(max(len(found), 1)), found.items(), strict=True):
+        column.metric(f"{MARKS[verdict]} {verdict}", count)
+    first, second, third = st.columns([2, 2, 3])
+    with first:
+        titles = {ALL: "all documents", **DOCUMENTS}
+        letter = choose("document", "Document", tuple(titles), ALL, format_func=lambda key: titles[key])
+    with second:
+        verdict = choose("verdict", "Verdict", (ALL, *MARKS), ALL)
+    with third:
+        words = write("search", "Search", placeholder="a word of the claim or of our finding")
+    shown = chosen(every, letter, verdict, words)
+    if not shown:
+        st.info("No statement matches: widen the filters.", icon=":material/filter_alt_off:")
+        return
+    st.caption(f"{len(shown)} of {len(every)} statements. Choose a row to read it in full.")
+    _table(shown)
+
+
+@st.cache_resource(show_spinner=False)
+def statements() -> tuple[Statement, ...]:
+    return rows()
+
+
+def chosen(every: Sequence[Statement], letter: str, verdict: str, words: str) -> list[Statement]:
+    """Those that pass all filters; ``words`` anywhere, in any case."""
+    wanted = words.casefold()
+    return [
+        row
+        for row in every
+        if letter in (ALL, row.id[0])
+        and verdict in (ALL, row.verdict)
+        and wanted in f"{row.id} {row.claim} {row.ours} {row.criterion} {row.assumptions}".casefold()
+    ]
+
+
+def _table(shown: list[Statement]) -> None:
+    table = [
+        {
+            "id": row.id, "verdict": f"{MARKS[row.verdict]} {row.verdict}", "the document says": row.claim,
+            "attnplan finds": row.ours, "tag": row.tag,
+        }
+        for row in shown
+    ]  # fmt: skip
+    widths = {"id": st.column_config.TextColumn(width=45), "tag": st.column_config.TextColumn(width=70)}
+    event = st.dataframe(
+        table, hide_index=True, width="stretch", height=430, on_select="rerun", selection_mode="single-row",
+        column_config=widths, key="statements",
+    )  # fmt: skip
+    picked = [index for index in event["selection"]["rows"] if index < len(shown)]
+    row = shown[picked[0]] if picked else shown[0]
+    with st.container(border=True):
+        st.markdown(f"**{row.id}** · {row.document} · {MARKS[row.verdict]} {row.verdict} · {row.tag}")
+        for name, text in (
+            ("The document says", row.claim), ("attnplan finds", row.ours), ("Judged by", row.criterion),
+            ("Leaning on", row.assumptions),
+        ):  # fmt: skip
+            if text:
+                st.caption(name)
+                st.text(text)

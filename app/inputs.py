@@ -3,6 +3,7 @@ named on the page instead of silently becoming the default."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -159,3 +160,41 @@ def problem_of(words: tuple[str, ...]) -> Problem:
     """The question, loaded."""
     arguments = parser().parse_args(["make", *words])
     return load_problem(scenario_of(arguments), ttft_slo_s=arguments.ttft_slo, tpot_slo_s=arguments.tpot_slo)
+
+
+def preset_words(text: str) -> tuple[str, ...]:
+    """``fa-pool --objective tpot`` as ``plan make`` options, presets only; SpecError names the first wrong word."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise SpecError(f"{quoted(text)}: {error}") from error
+    words = words[2:] if words[:2] == ["plan", "make"] else words
+    known: dict[str, Sequence[str]] = {
+        "model": presets.names("models"),
+        "cluster": presets.names("clusters"),
+        "workload": presets.names("workloads"),
+        "profile": profile.preset_names(),
+        "objective": tuple(OBJECTIVES),
+    }
+    found = []
+    if words and not words[0].startswith("-"):
+        found.append(_among("scenario", words[0], presets.names("scenarios")))
+        words = words[1:]
+    if len(words) % 2:
+        raise SpecError(f"{quoted(words[-1])}: an option and its value go together; options: {_options()}")
+    for option, value in zip(words[::2], words[1::2], strict=True):
+        name = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or name not in OPTIONS:
+            raise SpecError(f"{quoted(option)} is not an option; options: {_options()}")
+        found += [option, _among(name, value, known[name]) if name in known else number(name, value)]
+    return tuple(found)
+
+
+def _among(name: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise SpecError(f"{name} {quoted(value)} is not known; known: {', '.join(known)}")
+    return value
+
+
+def _options() -> str:
+    return ", ".join("--" + name.replace("_", "-") for name in OPTIONS)

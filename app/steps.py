@@ -9,8 +9,7 @@ import streamlit as st
 
 from app.heatmap import tokens_label
 from app.inputs import choose, problem_of, slide
-from planner.evaluate import memory_of, tag_of
-from planner.evaluate import Evaluated
+from planner.evaluate import Evaluated, memory_of, tag_of
 from planner.rivals import rule_placement
 from planner.whatif import LENGTHS, Where, canonical, default_base, program_of
 from simulator import presets

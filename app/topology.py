@@ -10,6 +10,7 @@ import streamlit as st
 from app import charts, style
 from app.inputs import choose
 from app.steps import Simulated, choose_step, role_of, simulated
+from simulator.cluster import Cluster
 from simulator.placement import Placement, Stage
 from simulator.timeline import link_utilisation, rank_times
 from simulator.units import GB, format_bytes, format_seconds
@@ -27,6 +28,7 @@ def show() -> None:
     rows = gpu_rows(found, loads)
     used = {str(row["role"]) for row in rows}
     st.html(style.legend({role: colour for role, colour in style.ROLE_COLOURS.items() if role in used}))
+    st.caption(fabric_sentence(found.where.problem.cluster))
     event = st.altair_chart(_map(rows), width="stretch", on_select="rerun", selection_mode="gpu", key="map")
     clicked = _clicked(event)
     ranks = tuple(int(str(row["rank"])) for row in rows)
@@ -54,7 +56,8 @@ def gpu_rows(found: Simulated, loads: dict[str, float]) -> list[dict[str, Any]]:
                 "role": role_of(found.placement, rank),
                 "holds": holds(found.placement, rank),
                 "nic load": load,
-                "nic": f"{load:.0%}" if nic else "",
+                "nic": f"NIC {load:.0%}" if nic and load else "",
+                "share": brief(found.placement, rank),
                 "label": str(rank),
             }
         )
@@ -69,6 +72,26 @@ def holds(placement: Placement, rank: int) -> str:
             layers = f"layers {stage.first_layer}–{stage.last_layer - 1}: " if len(placement.stages) > 1 else ""
             return layers + "; ".join(parts)
     return "nothing"
+
+
+def brief(placement: Placement, rank: int) -> str:
+    """What fits a tile: ``h0–3``, ``E4–7`` or ``FF 1/8``."""
+    words = holds(placement, rank).partition(": ")[2] or holds(placement, rank)
+    if words.startswith("heads "):
+        return "h" + words.removeprefix("heads ").split(",")[0].split(";")[0]
+    if words.startswith("experts "):
+        return "E" + words.removeprefix("experts ")
+    return "FF " + words.rpartition(" ")[2] if words.startswith("feed") else ""
+
+
+def fabric_sentence(cluster: Cluster) -> str:
+    """Racks, leaves and what they are worth."""
+    fabric = cluster.fabric
+    leaf = "every node under one rack" if fabric.nodes_per_leaf is None else f"{fabric.nodes_per_leaf} nodes a rack"
+    rails = "NIC i of each node on leaf switch i" if fabric.rails else "one leaf switch a rack"
+    nics = {node.nics.count for node in cluster.nodes if node.nics is not None}
+    cards = f"{', '.join(str(count) for count in sorted(nics))} NICs a node; " if nics else ""
+    return f"{cluster.name}: {cards}{leaf}, {rails}, uplinks oversubscribed {fabric.oversubscription:g}:1."
 
 
 def _attends(stage: Stage, rank: int) -> str:
@@ -98,13 +121,13 @@ def _feeds(stage: Stage, rank: int) -> str:
 
 
 def _map(rows: list[dict[str, Any]]) -> alt.LayerChart:
-    """GPUs by node; the number over the load of its NIC, which the bar at the tile's foot shows."""
+    """GPUs by node: number, what it holds, and the load of its NIC in the busier direction."""
     nodes = list(dict.fromkeys(row["node"] for row in rows))
     click = alt.selection_point(name="gpu", fields=["rank"], on="click", empty=False)
     base = alt.Chart(charts.data(rows)).encode(
         x=alt.X(
             "local:O",
-            title="GPU in its node; % is the load of its NIC, the busier way",
+            title="GPU in its node",
             axis=alt.Axis(labelAngle=0, orient="bottom"),
         ),
         y=alt.Y("node:O", sort=nodes, title=None),
@@ -117,9 +140,16 @@ def _map(rows: list[dict[str, Any]]) -> alt.LayerChart:
         stroke=alt.condition(click, alt.value("#111"), alt.value("#fff")),
         strokeWidth=alt.condition(click, alt.value(3), alt.value(1)),
     )
-    numbers = base.mark_text(dy=-7, fontSize=14, fontWeight="bold", color="#fff").encode(text="label:N")
-    loads = base.mark_text(dy=10, fontSize=11, color="#fff").encode(text="nic:N")
-    return alt.layer(tiles.add_params(click), numbers, loads).properties(height=58 * len(nodes) + 20)
+    ink = alt.condition(alt.datum.role == "unused", alt.value("#808080"), alt.value("#fff"))
+    lines = [
+        base.mark_text(dy=dy, fontSize=size, fontWeight=weight).encode(text=f"{field}:N", color=ink)
+        for field, dy, size, weight in (
+            ("label", -16, 14, "bold"),
+            ("share", 1, 10, "normal"),
+            ("nic", 15, 9.5, "normal"),
+        )
+    ]
+    return alt.layer(tiles.add_params(click), *lines).properties(height=60 * len(nodes) + 50)
 
 
 def _clicked(event: Any) -> int | None:

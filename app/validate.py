@@ -1,5 +1,147 @@
+"""Validate: measured steps over predicted bands, and the error of every kind of operation, worst first."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TypeVar
+
 import streamlit as st
+
+from app import charts
+from app.inputs import choose, note
+from planner.overlay import overlay
+from planner.validation import OperationRow, Validation, validate
+from simulator.allocation import Allocation
+from simulator.errors import AttnplanError, SpecError
+from simulator.files import load
+from simulator.measurement import Measurement
+from simulator.units import format_seconds
+
+FOLDERS = (".", "out")
+MOST_FILES, MOST_BYTES, MOST_STEPS = 40, 5 * 10**6, 4096
+NONE = "none"
+T = TypeVar("T", Allocation, Measurement)
+Loaded = tuple[str, str]
+"""(name, text) of a file."""
 
 
 def show() -> None:
-    st.title("soon")
+    st.title("Validate")
+    st.caption(
+        "A plan and what a run of it measured (`plan run`): measured points over predicted 90 % bands, and the error by "
+        "kind of operation."
+    )
+    left, right = st.columns(2)
+    with left:
+        allocation = _file("allocation", "policy")
+    with right:
+        measurement = _file("measurement", "steps")
+    if allocation is None or measurement is None:
+        st.info(
+            "Give both files: upload them, or start `plan app` in the folder that holds them (or its `out`).",
+            icon=":material/upload_file:",
+        )
+        return
+    try:
+        found = validated(allocation, measurement)
+    except AttnplanError as error:
+        note(str(error))
+        return
+    _results(found)
+
+
+def _file(kind: str, mark: str) -> Loaded | None:
+    """An upload, else a file picked from where the explorer was started."""
+    uploaded = st.file_uploader(f"Upload {kind}.json", type=["json"], key=f"upload.{kind}")
+    nearby = found_nearby(mark)
+    names = (NONE, *sorted(nearby))
+    picked = choose(kind, f"or pick one ({len(nearby)} here)", names, names[1] if len(names) > 1 else NONE)
+    if uploaded is not None:
+        try:
+            return uploaded.name, uploaded.getvalue().decode("utf-8")
+        except UnicodeDecodeError:
+            note(f"{uploaded.name}: not UTF-8 text; upload the JSON file that attnplan wrote")
+            return None
+    return None if picked == NONE else (picked, nearby[picked].read_text(encoding="utf-8"))
+
+
+def found_nearby(mark: str) -> dict[str, Path]:
+    """JSON files that look like the kind wanted, by their path as typed."""
+    found = {}
+    for folder in FOLDERS:
+        for path in sorted(Path(folder).glob("*.json"))[:MOST_FILES]:
+            if (
+                path.is_file()
+                and path.stat().st_size <= MOST_BYTES
+                and f'"{mark}"' in path.read_text("utf-8", "ignore")
+            ):
+                found[str(path)] = path
+    return found
+
+
+@st.cache_resource(max_entries=8, show_spinner="Simulating the programs that ran …")
+def validated(allocation: Loaded, measurement: Loaded) -> Validation:
+    """SpecError where a file is not what it should be or the two do not belong together."""
+    plan, run = _parse(allocation, Allocation), _parse(measurement, Measurement)
+    if run.question is not None and run.question.decoded_tokens > MOST_STEPS:
+        raise SpecError(f"{measurement[0]}: {run.question.decoded_tokens} decoded tokens; the page shows {MOST_STEPS}")
+    try:
+        return validate(plan, run)
+    except (LookupError, ValueError, ArithmeticError, StopIteration, RuntimeError, MemoryError) as error:
+        raise SpecError(f"{measurement[0]} does not fit {allocation[0]}; upload the pair that one run wrote") from error
+
+
+def _parse(file: Loaded, kind: type[T]) -> T:
+    """Read as the command line reads; messages name the file as the user knows it."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "file.json"
+        path.write_text(file[1], encoding="utf-8", errors="surrogatepass")
+        try:
+            return load(path, kind)
+        except AttnplanError as error:
+            raise SpecError(str(error).replace(str(path), file[0])) from error
+
+
+def _results(found: Validation) -> None:
+    tag = found.measurement.tag
+    outside = sum(not row.inside for row in found.steps)
+    columns = st.columns(3)
+    for column, phase in zip(columns, ("prefill", "decode"), strict=False):
+        error = found.median_error(phase)
+        column.metric(f"Median step error, {phase}", "no step" if error != error else f"{error:.1%}")
+    columns[2].metric("Steps inside their band", f"{len(found.steps) - outside} of {len(found.steps)}")
+    st.caption(f"Measured values are tagged {tag} ({found.measurement.place}, {found.measurement.environment.device}).")
+    st.altair_chart(charts.validation(_points(found)), width="stretch")
+    st.markdown("#### By kind of operation, worst error first")
+    st.dataframe(operation_rows(found.operations), hide_index=True, width="stretch")
+    st.caption(
+        "Rank-seconds a step, summed over ranks. Waiting: blocked on transfers. Error: predicted over measured − 1."
+    )
+    if found.timelines:
+        st.download_button(
+            "Download both timelines for Perfetto", lambda: overlay(found).encode(), "overlay.trace.json",
+            "application/json", icon=":material/download:",
+        )  # fmt: skip
+
+
+def _points(found: Validation) -> list[dict[str, object]]:
+    return [
+        {
+            "step": row.index, "predicted": row.predicted_s * charts.MS, "low": row.p05_s * charts.MS,
+            "high": row.p95_s * charts.MS, "measured": row.measured_s * charts.MS,
+            "inside": "inside the band" if row.inside else "outside",
+        }
+        for row in found.steps
+    ]  # fmt: skip
+
+
+def operation_rows(operations: tuple[OperationRow, ...]) -> list[dict[str, object]]:
+    """Largest relative error first."""
+    return [
+        {
+            "phase": row.phase, "operation": row.kind, "count": row.count, "predicted": format_seconds(row.predicted_s),
+            "measured": format_seconds(row.measured_s), "error": f"{row.error:+.0%}".replace("-", "−"),
+        }
+        for row in sorted(operations, key=lambda row: -abs(row.error))
+    ]  # fmt: skip
