@@ -18,47 +18,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from simulator.tile import Batch, Block, Span, Tile
+from simulator.attention_operations import Attention as Attention
+from simulator.attention_operations import BaseOperation
+from simulator.attention_operations import Chunk as Chunk
+from simulator.attention_operations import MergeAttention as MergeAttention
+from simulator.attention_operations import Rope as Rope
+from simulator.attention_operations import Scores as Scores
+from simulator.attention_operations import Segment as Segment
+from simulator.attention_operations import Store as Store
+from simulator.attention_operations import WeighValues as WeighValues
+from simulator.tile import Batch, Span, Tile
 from simulator.weight_slice import WeightSlice as WeightSlice
 from simulator.workload import Step
 
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast"]
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """Queries of one span against rows [kv_start, kv_stop) of their sequence's keys.
-
-    causal: bottom-right aligned, the last query sees key ``kv_stop − 1``. No keys: output 0, lse −inf.
-    """
-
-    num_queries: int
-    kv_start: int
-    kv_stop: int
-    causal: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """``count`` sequences alike: their query chunks (in row order) and the rows each has in the KV value or cache."""
-
-    count: int
-    chunks: tuple[Chunk, ...]
-    kv_rows: int
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Operation:
-    """What every operation has: its values and its place. layer −1: before the first; num_layers: after the last."""
-
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    layer: int
-    micro_batch: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Embed(_Operation):
+class Embed(BaseOperation):
     """tokens (of the whole batch; a Slice picks the rank's) → x [T, hidden]: rows of the table this rank holds, zero
     elsewhere (vocabulary-parallel, summed by an all-reduce)."""
 
@@ -67,7 +44,7 @@ class Embed(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Norm(_Operation):
+class Norm(BaseOperation):
     """x → RMSNorm(x)·weight, over ``width`` features."""
 
     num_tokens: int
@@ -77,7 +54,7 @@ class Norm(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Linear(_Operation):
+class Linear(BaseOperation):
     """x [T, k] → x @ concat(weights, outputs) [T, n]; ``bias`` names vectors added, sliced as the outputs."""
 
     num_tokens: int
@@ -94,103 +71,7 @@ class Linear(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rope(_Operation):
-    """qkv [T, (heads+2·kv_heads)·head_dim] → q, kv (or q, k, v) with rotary positions (theta None: only split) and, if
-    ``qk_norm``, RMSNorm over head_dim of q and k first (weights ``layers.L.attention.q_norm|k_norm``).
-
-    slices > 1: ``head_dim`` is the width of paired slice ``slice_index`` of as many of every head.
-    """
-
-    batch: Batch
-    block: Block
-    num_tokens: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    theta: float | None
-    qk_norm: bool
-    eps: float
-    slices: int = 1
-    slice_index: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Store(_Operation):
-    """kv (tile ``source``) → cache.L of this rank: appends the rows of ``target`` to each sequence's cache."""
-
-    batch: Batch
-    source: Tile
-    target: Tile
-    num_tokens: int
-    head_dim: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Attention(_Operation):
-    """q and (kv or cache.L) → o, or o and lse when its result will be merged.
-
-    ``heads`` and ``kv_heads`` are absolute ranges: query head h uses KV head h // group_size. ``segments`` lists every
-    sequence group of the step's batch in order; a group this operation has nothing to do with has no chunks (and, if
-    keys come from a value, kv_rows 0). decode: the keys are the cache's rows [kv_start, kv_stop) of each sequence.
-    value_dim > 0: values and o are only that wide; reads q, k, v, and pads v, as kernels know one width.
-    """
-
-    segments: tuple[Segment, ...]
-    num_tokens: int
-    heads: Span
-    kv_heads: Span
-    group_size: int
-    head_dim: int
-    window: int
-    decode: bool
-    value_dim: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scores(_Operation):
-    """q, kv → q·kᵀ/√scale_dim over ``head_dim`` of a head's scale_dim dimensions, unmasked: partial sums of the scores.
-
-    Heads, segments and decoding from cache.L as in Attention; every segment has at most one chunk.
-    """
-
-    segments: tuple[Segment, ...]
-    heads: Span
-    kv_heads: Span
-    group_size: int
-    head_dim: int
-    scale_dim: int
-
-    @property
-    def num_scores(self) -> int:
-        pairs = sum(s.count * c.num_queries * (c.kv_stop - c.kv_start) for s in self.segments for c in s.chunks)
-        return pairs * (self.heads[1] - self.heads[0])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WeighValues(_Operation):
-    """scores, kv → o [T, heads, head_dim]: mask, softmax, product with the values."""
-
-    segments: tuple[Segment, ...]
-    num_tokens: int
-    heads: Span
-    kv_heads: Span
-    group_size: int
-    head_dim: int
-    window: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MergeAttention(_Operation):
-    """o_1, lse_1, o_2, lse_2, … → o: the softmax over all parts' keys, by log-sum-exp weights in fp32."""
-
-    num_tokens: int
-    heads: int
-    head_dim: int
-    parts: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Activation(_Operation):
+class Activation(BaseOperation):
     """gelu(x), or for gated [T, 2·width] (gate, up halves): act(gate)·up."""
 
     num_tokens: int
@@ -200,7 +81,7 @@ class Activation(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Add(_Operation):
+class Add(BaseOperation):
     """x, y → x + y (the residual)."""
 
     num_tokens: int
@@ -208,7 +89,7 @@ class Add(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route(_Operation):
+class Route(BaseOperation):
     """x → assignment: gate matmul, softmax, top-k; with capacity, a token beyond an expert's slots is dropped (in
     token order; rank of choice first)."""
 
@@ -221,7 +102,7 @@ class Route(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dispatch(_Operation):
+class Dispatch(BaseOperation):
     """x, assignment → rows sorted by expert for ``experts``: [experts·capacity, hidden], or ragged if dropless."""
 
     num_tokens: int
@@ -233,7 +114,7 @@ class Dispatch(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Experts(_Operation):
+class Experts(BaseOperation):
     """rows → rows through each expert's feed-forward; ``peers`` ranks' capacity slots follow one another."""
 
     num_tokens: int
@@ -250,7 +131,7 @@ class Experts(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Combine(_Operation):
+class Combine(BaseOperation):
     """rows, assignment → y [T, hidden]: gate-weighted sum of the rows of ``experts`` (others contribute 0)."""
 
     num_tokens: int
@@ -262,7 +143,7 @@ class Combine(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Slice(_Operation):
+class Slice(BaseOperation):
     """The part ``target`` of a value that holds ``source``; ``row_width`` elements a column. Contiguous: a view."""
 
     batch: Batch
@@ -272,7 +153,7 @@ class Slice(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Concat(_Operation):
+class Concat(BaseOperation):
     """Values holding ``parts`` → one value holding ``target``; together the parts cover it exactly."""
 
     batch: Batch
@@ -282,7 +163,7 @@ class Concat(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sample(_Operation):
+class Sample(BaseOperation):
     """logits [rows, shards·width] → tokens [rows]: the argmax over the vocabulary. Shard i holds ``even_split(vocab,
     shards)[i]`` columns, padded with −inf to the widest."""
 
@@ -292,7 +173,7 @@ class Sample(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Send(_Operation):
+class Send(BaseOperation):
     """The value read, or its contiguous rows ``rows``, → rank ``to``."""
 
     to: int
@@ -302,7 +183,7 @@ class Send(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recv(_Operation):
+class Recv(BaseOperation):
     """A value of ``shape`` from rank ``source``."""
 
     source: int
@@ -313,7 +194,7 @@ class Recv(_Operation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Collective(_Operation):
+class Collective(BaseOperation):
     """One rank's part in a collective of ``ranks``. ``num_bytes``: nccl-tests' size (all_gather: total output).
 
     all_reduce [T, w] → same. all_gather: parts [T, w] → [T, ranks·w] (``along`` "columns"; a part narrower than
