@@ -15,18 +15,28 @@ heads dealt unevenly over equal GPUs, all-reduce algorithms other than ``auto`` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from enum import IntEnum
-from functools import cached_property
-from itertools import permutations
 
 import numpy as np
 import numpy.typing as npt
 
-from simulator.cluster import Cluster
-from simulator.model import Model
+from planner.question import Question
 from simulator.placement import AttentionGrid, BlockRule, Multicast, Placement, Stage, even_split
-from simulator.workload import Phase, Step, decode_step, prefill_step
+
+__all__ = [
+    "COLUMNS",
+    "ROW",
+    "Question",
+    "Scheme",
+    "Table",
+    "enumerate_space",
+    "micro_batch_counts",
+    "name_of",
+    "num_gpus",
+    "placement_of",
+    "pool_gpus",
+    "row",
+]
 
 RULES: tuple[BlockRule, ...] = ("contiguous", "zigzag", "sqrt")
 MULTICASTS: tuple[Multicast, ...] = ("direct", "tree", "chain")
@@ -34,7 +44,6 @@ CHAIN_CHUNKS = 4  # pieces of a pipelined chain; more only adds messages at our 
 KV_STREAMS = (1, 4)  # pieces of keys, so that their transfer hides behind attention
 MICRO_BATCHES = (1, 2, 4)
 FINE_POOL_RANKS = 64  # every pool size up to here; beyond, whole nodes
-ORDERS = 24  # orders of node kinds tried in a mixed cluster
 
 
 class Scheme(IntEnum):
@@ -53,46 +62,6 @@ COLUMNS = (
 )  # fmt: skip
 ROW = np.dtype([(name, np.int32) for name in COLUMNS])
 Table = npt.NDArray[np.void]
-
-
-@dataclass(frozen=True)
-class Question:
-    """One phase and prompt length on one cluster. ``base_gpus`` None: any base. ``fine``: any number of GPUs, not only
-    whole nodes and even parts of one, and any number of head groups, not only divisors of the heads."""
-
-    model: Model
-    cluster: Cluster
-    phase: Phase
-    tokens: int
-    batch: int
-    max_gpus: int
-    base_gpus: int | None = None
-    fine: bool = False
-
-    @cached_property
-    def step(self) -> Step:
-        return (prefill_step if self.phase == "prefill" else decode_step)(self.batch, self.tokens)
-
-    @cached_property
-    def nodes(self) -> tuple[int, ...]:
-        """Every rank's node."""
-        return tuple(node for node, _, _ in self.cluster.rank_nodes())
-
-    @cached_property
-    def orders(self) -> tuple[tuple[int, ...], ...]:
-        """Ranks in the orders candidates take them: node by node, kinds of node in every order."""
-        members: dict[str, list[int]] = {}
-        for rank, (_, _, node) in enumerate(self.cluster.rank_nodes()):
-            members.setdefault(node.model_copy(update={"count": 1}).model_dump_json(), []).append(rank)
-        kinds = list(members.values())
-        if len(kinds) > 4:
-            kinds = [kinds[0], [rank for kind in kinds[1:] for rank in kind]]
-        found = [tuple(rank for kind in kinds for rank in kind) for kinds in permutations(kinds)]
-        return tuple(found[:ORDERS])
-
-    @property
-    def node_gpus(self) -> int:
-        return max(node.gpus for node in self.cluster.nodes)
 
 
 def enumerate_space(question: Question) -> Table:
