@@ -252,3 +252,30 @@ def test_kernels_of_attention_are_rectangular_blocks() -> None:
     first = AttentionPrefill(1, 5, 5, 8, 8, 16, True, 0, "fp32")
     second = AttentionPrefill(1, 5, 10, 8, 8, 16, True, 0, "fp32")
     assert found == {first: 1, second: 1}
+
+
+def test_a_stage_boundary_between_nodes_carries_each_hidden_value_once() -> None:
+    model = tiny_model()
+    program = lower(model, prefill_step(1, 64), static(model, 4, 2), nodes=(0,) * 4 + (1,) * 4, dtype="fp32")
+    crossing = sum(
+        op.num_bytes for rank in range(4) for op in program.ranks[rank] if isinstance(op, p.Send) and op.to >= 4
+    )
+    assert crossing == 64 * model.hidden_size * 4
+    assert_well_formed(program)
+
+
+def test_ping_pong_assembles_the_pools_answer_after_the_other_micro_batch_is_sent_off() -> None:
+    model = tiny_model()
+    placement = pooled(model, 2, AttentionGrid(heads=(8,), query_blocks=2), micro_batches=2)
+    program = lower(model, prefill_step(4, 32), placement, nodes=NODES, dtype="fp32")
+    order = [(type(op).__name__, op.layer, op.micro_batch) for op in program.ranks[0]]
+    first_answer = order.index(("Concat", 0, 0))
+    second_sent = max(i for i, op in enumerate(order) if op == ("Send", 0, 1))
+    assert second_sent < first_answer
+
+
+def test_expert_ranks_share_tokens_evenly_whatever_balances_attention() -> None:
+    placement = separated(MOE, 3, 2, block_rule="sqrt")
+    program = lower(MOE, prefill_step(1, 100), placement, nodes=NODES, dtype="fp32")
+    tokens = [op.num_tokens for rank in (3, 4) for op in program.ranks[rank] if isinstance(op, p.Route)]
+    assert set(tokens) == {50}

@@ -23,7 +23,7 @@ from simulator.lowering.cache import store_decode, store_prefill
 from simulator.lowering.chunks import decode_segments, prefill_segments
 from simulator.lowering.context import Context, Residual
 from simulator.lowering.inputs import Values, project, send_keys, spread_queries, to_projectors
-from simulator.lowering.outputs import collect, project_out
+from simulator.lowering.outputs import collect, project_out, send_outputs
 from simulator.lowering.ring import ring
 from simulator.lowering.shares import Attender, attending_ranks, projecting_ranks
 from simulator.lowering.two_level import two_level
@@ -55,8 +55,9 @@ def attention(
             _attend_cache(context, stage, where, attender, q_names[attender.rank], rows[attender.rank])
             for attender in attenders
         ]
-    collected = collect(context, stage, where, attenders, outputs)
+    sent = send_outputs(context, stage, where, attenders, outputs)
     yield "attention"
+    collected = collect(context, stage, where, sent)
     return (yield from project_out(context, stage, where, residual, collected))
 
 

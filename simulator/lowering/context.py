@@ -40,18 +40,21 @@ class Context:
         """[0, total) in ``parts`` even ranges."""
         return head_spans(even_split(total, parts))
 
-    def token_blocks(self, parts: int) -> tuple[Block, ...]:
-        """The step's new tokens for ``parts`` replicas: cut within each sequence (prefill) or by sequence (decode)."""
+    def token_blocks(self, parts: int, *, attending: bool = True) -> tuple[Block, ...]:
+        """The step's new tokens for ``parts`` replicas: cut within each sequence (prefill) or by sequence (decode).
+
+        ``attending``: by the placement's block rule, which balances attention; else in even numbers of tokens."""
         everything = self.groups.everything
         if parts == 1:
             return (everything,)
         if self.phase == "decode":
             return tuple(self.groups.select(everything, part=part) for part in range(parts))
-        return query_blocks(self.groups.batch, parts, self.placement.block_rule, causal=self.model.causal)
+        rule = self.placement.block_rule
+        return query_blocks(self.groups.batch, parts, rule, causal=self.model.causal and attending)
 
     def feed_forward(self, stage: Stage, micro_batch: int) -> Iterator[tuple[int, int, Block]]:
         """(rank, tensor shard, tokens) of every feed-forward rank that has tokens of this micro-batch."""
-        blocks = self.token_blocks(stage.token_replicas)
+        blocks = self.token_blocks(stage.token_replicas, attending=stage.joined)
         for index, rank in enumerate(stage.feed_forward_ranks):
             replica, shard = divmod(index, stage.tensor_degree)
             block = self.groups.select(blocks[replica], micro_batch=micro_batch)

@@ -8,7 +8,8 @@ from simulator import program as p
 from simulator.lowering.builder import Layout, Where
 from simulator.lowering.context import Context, Residual
 from simulator.lowering.redistribution import Holding, plan
-from simulator.tile import Block, Tile, intersect, is_empty
+from simulator.placement import Stage
+from simulator.tile import Block, Tile, intersect, is_empty, split_block
 
 TOKENS = Layout((), (), "int64", columns=False)
 ONE = (0, 1)
@@ -47,19 +48,41 @@ def embed(context: Context, micro_batch: int) -> Generator[str, None, Residual]:
 
 
 def hand_over(context: Context, number: int, micro_batch: int, residual: Residual) -> Residual:
-    """The residual from the stage before ``number`` to it, rank to rank."""
+    """The residual from the stage before ``number`` to it, rank to rank.
+
+    Into another node every tensor shard takes a part of the tokens over its own NIC and the shards exchange parts
+    inside the node, so that each byte crosses once (Megatron-LM's scatter-gather; Narayanan et al. 2021, section 4.1).
+    """
     stage = context.placement.stages[number]
     where = Where(stage.first_layer - 1, micro_batch)
     held = tuple(Holding(rank, Tile(ONE, residual.blocks[rank])) for rank in residual.names)
+    names = tuple(residual.names.values())
     needs = tuple(Holding(rank, Tile(ONE, block)) for rank, _, block in context.feed_forward(stage, micro_batch))
+    parts = _scattered(context, stage, held, needs)
+    if parts:
+        moves = plan(held, parts, context.nodes, "direct", 1)
+        names = context.builder.redistribute(moves, names, hidden_layout(context), where, f"x.part{number}")
+        held = parts
     moves = plan(held, needs, context.nodes, "direct", 1)
-    names = context.builder.redistribute(
-        moves, tuple(residual.names.values()), hidden_layout(context), where, f"x.stage{number}"
-    )
+    names = context.builder.redistribute(moves, names, hidden_layout(context), where, f"x.stage{number}")
     return Residual(
         {need.rank: name for need, name in zip(needs, names, strict=True)},
         {need.rank: need.tile.block for need in needs},
     )
+
+
+def _scattered(
+    context: Context, stage: Stage, held: tuple[Holding, ...], needs: tuple[Holding, ...]
+) -> tuple[Holding, ...]:
+    """An even part of the tokens for every shard of a tensor group; none if a sender is in a receiver's node."""
+    if stage.tensor_degree == 1 or {context.nodes[h.rank] for h in held} & {context.nodes[n.rank] for n in needs}:
+        return ()
+    parts = []
+    for first in range(0, len(needs), stage.tensor_degree):
+        group = needs[first : first + stage.tensor_degree]
+        for need, block in zip(group, split_block(group[0].tile.block, len(group)), strict=False):
+            parts.append(Holding(need.rank, Tile(ONE, block)))
+    return tuple(parts)
 
 
 def head(context: Context, micro_batch: int, residual: Residual) -> Generator[str, None, list[tuple[Holding, str]]]:

@@ -6,7 +6,7 @@ from collections.abc import Generator
 
 from simulator import program as p
 from simulator.errors import InfeasibleError
-from simulator.lowering.builder import Layout, Where
+from simulator.lowering.builder import Layout, Moved, Where
 from simulator.lowering.context import Context, Residual
 from simulator.lowering.ends import ONE, hidden_layout
 from simulator.lowering.inputs import q_layout
@@ -16,26 +16,34 @@ from simulator.placement import Stage
 from simulator.tile import Block, Span, Tile
 
 
-def collect(
+def send_outputs(
     context: Context, stage: Stage, where: Where, attenders: tuple[Attender, ...], outputs: list[str]
-) -> dict[int, str]:
-    """o of every W_O rank's heads and tokens, merged over KV blocks."""
+) -> list[tuple[Moved, ...]]:
+    """o (and lse, if KV is split) on their way to the W_O ranks, one pair a KV block."""
     targets = out_ranks(context, stage, where.micro_batch)
     needs = tuple(Holding(target.rank, Tile(target.heads, target.block)) for target in targets)
     lse = Layout((), (), "fp32")
-    parts: dict[int, list[str]] = {target.rank: [] for target in targets}
+    found = []
     for kv in range(stage.grid.kv_blocks):
         chosen = [(a, name) for a, name in zip(attenders, outputs, strict=True) if a.kv_index == kv]
         held = tuple(Holding(a.rank, Tile(a.heads, a.block)) for a, _ in chosen)
         moves = plan(held, needs, context.nodes, "direct", 1)
         names = tuple(name for _, name in chosen)
-        came = context.builder.redistribute(moves, names, q_layout(context), where, f"o.in{kv}")
-        for target, name in zip(targets, came, strict=True):
-            parts[target.rank].append(name)
+        moved = [context.builder.move(moves, names, q_layout(context), where, f"o.in{kv}")]
         if stage.grid.kv_blocks > 1:
             sums = tuple(f"{name}.lse" for name in names)
-            came = context.builder.redistribute(moves, sums, lse, where, f"lse.in{kv}")
-            for target, name in zip(targets, came, strict=True):
+            moved.append(context.builder.move(moves, sums, lse, where, f"lse.in{kv}"))
+        found.append(tuple(moved))
+    return found
+
+
+def collect(context: Context, stage: Stage, where: Where, sent: list[tuple[Moved, ...]]) -> dict[int, str]:
+    """o of every W_O rank's heads and tokens, merged over KV blocks."""
+    targets = out_ranks(context, stage, where.micro_batch)
+    parts: dict[int, list[str]] = {target.rank: [] for target in targets}
+    for block in sent:
+        for moved in block:
+            for target, name in zip(targets, context.builder.assemble(moved), strict=True):
                 parts[target.rank].append(name)
     if stage.grid.kv_blocks == 1:
         return {rank: names[0] for rank, names in parts.items()}
