@@ -90,6 +90,8 @@ def _add_planning(commands: Commands) -> None:  # type: ignore[valid-type]
     compare = _command(commands, "compare", "compare:compare", "all schemes side by side on one workload")
     scenario_options(compare)
     compare.add_argument("--seed", type=int, default=0)
+    compare.add_argument("--per-category", type=int, default=1000, metavar="N", help="sequences a length category")
+    compare.add_argument("--requests-per-s", type=float, metavar="RATE", help="offered load of every scheme")
     _json(compare)
 
 
