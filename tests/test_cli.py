@@ -101,7 +101,7 @@ def test_a_model_that_cannot_fit_says_which_rank_lacks_how_much(
     )
     assert code == 2
     assert "rank" in err
-    assert "GB" in err
+    assert "bytes" in err
     assert len(err.strip().splitlines()) == 1
     assert not output.exists()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 
-from planner.commands.output import say, table, to_terminal
+from planner.commands.output import ERR, say, table, to_terminal
 from simulator import presets
 from simulator.allocation import Allocation, Alternative, Choice
 from simulator.errors import SpecError
@@ -20,7 +20,8 @@ def make(arguments: argparse.Namespace) -> int:
     from planner.make import make as make_allocation
 
     scenario = scenario_of(arguments)
-    say(f"planning {scenario.model} on {scenario.cluster} for {scenario.workload} …")
+    if ERR.is_terminal:
+        say(f"planning {scenario.model} on {scenario.cluster} for {scenario.workload} …")
     allocation = make_allocation(
         scenario,
         command=command_of(scenario, arguments),

@@ -38,7 +38,7 @@ def _numeric(cell: str) -> bool:
 
 def say(message: str) -> None:
     """One line for people, on stderr."""
-    ERR.print(message)
+    ERR.print(message, soft_wrap=True)
 
 
 @contextmanager
