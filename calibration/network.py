@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn brings it
 
 from simulator.physics import Array
 from simulator.profile import Layer, Residual, encode_floats
@@ -83,9 +84,10 @@ def train(features: Array, log_residual: Array, options: Training) -> Residual:
     standard = (features - mean) / scale
     x, target = standard.astype(np.float32), log_residual.astype(np.float32)
     networks = []
-    for number in range(options.networks):
-        p = _train_one(x, target, options, np.random.default_rng([options.seed, number]))
-        networks.append(tuple(_layer(weights, bias) for weights, bias in zip(p[:3], p[3:], strict=True)))
+    with threadpool_limits(1):  # matrices this small lose more to BLAS threads than they gain
+        for number in range(options.networks):
+            p = _train_one(x, target, options, np.random.default_rng([options.seed, number]))
+            networks.append(tuple(_layer(weights, bias) for weights, bias in zip(p[:3], p[3:], strict=True)))
     return Residual(
         feature_mean=tuple(mean.tolist()),
         feature_scale=tuple(scale.tolist()),

@@ -27,6 +27,7 @@ from simulator.profile import Float32, GaussianResidual, KernelModel, Profile, R
 from simulator.units import DTYPE_BYTES
 
 PARALLEL_CHUNKS = 8  # fewer are not worth starting threads
+BLOCK_ROWS = 32
 CHUNK_ROWS = 8192  # keeps a chunk's activations inside the L2 cache
 NOVEL_COLUMNS = frozenset({"causal", "window", "past", "alpha", "gated"})
 NOVEL_OCTAVES = 1.0
@@ -101,12 +102,10 @@ def _seconds_and_floor(rows: Array, model: KernelModel, device: Device) -> tuple
 
     starts = range(0, len(rows), CHUNK_ROWS)
     if len(starts) < PARALLEL_CHUNKS:
-        for start in starts:
-            fill(start)
+        list(map(fill, starts))
     else:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in pool.map(fill, starts):
-                pass
+            list(pool.map(fill, starts))
     return seconds, floor
 
 
@@ -140,15 +139,21 @@ def apply_residual(shape: Physics, residual: Residual | GaussianResidual | None)
 
 
 def _network_mean(x: Float32, residual: Residual) -> Float32:
-    total = np.zeros(len(x), dtype=np.float32)
+    """Mean output of the networks. Rows go through in blocks small enough that BLAS starts no threads of its own:
+    the chunks already use every core, and a library's spinning threads cost tenfold on shared ones."""
+    blocks = -(-len(x) // BLOCK_ROWS)
+    padded = np.zeros((blocks * BLOCK_ROWS, x.shape[1]), dtype=np.float32)
+    padded[: len(x)] = x
+    stacked = padded.reshape(blocks, BLOCK_ROWS, -1)
+    total = np.zeros((blocks, BLOCK_ROWS, 1), dtype=np.float32)
     for layers in residual.arrays:
-        hidden = x
+        hidden = stacked
         for weights, bias in layers[:-1]:
             hidden = hidden @ weights
             hidden += bias
             np.tanh(hidden, out=hidden)
-        total += (hidden @ layers[-1][0])[:, 0] + layers[-1][1][0]
-    return total / np.float32(max(len(residual.networks), 1))
+        total += hidden @ layers[-1][0] + layers[-1][1]
+    return total.reshape(-1)[: len(x)] / np.float32(max(len(residual.networks), 1))
 
 
 def _posterior_mean(x: Float32, residual: GaussianResidual) -> Float32:

@@ -29,7 +29,8 @@ from tests.timed_sample import timed_rows
 A100 = load_profile("a100-sxm4-80gb")
 A100_BF16_FLOP_PER_S = 312e12  # dense; datasheet
 A100_BYTES_PER_S = 2.039e12  # datasheet
-MIN_PREDICTIONS_PER_S = 1e5  # the aim is 1e6 on idle cores; a test shares them with whatever else runs
+# of processor time: two idle cores make 1.5e6 a second of it; a test shares them with whatever else runs
+MIN_PREDICTIONS_PER_S = 2e5
 
 SIZES = st.integers(1, 20000)
 KERNELS = st.one_of(
@@ -176,6 +177,6 @@ def test_arrays_of_predictions_are_fast(kernel: str) -> None:
     }
     rows = np.repeat(rows_of([examples[kernel]]), 100_000, axis=0)
     rows[:, 1] = np.arange(1, len(rows) + 1) % 4096 + 1
-    start = time.perf_counter()
+    start = time.process_time()
     predict_rows(rows, model, A100.gpu)
-    assert len(rows) / (time.perf_counter() - start) > MIN_PREDICTIONS_PER_S
+    assert len(rows) / (time.process_time() - start) > MIN_PREDICTIONS_PER_S
