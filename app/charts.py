@@ -7,51 +7,54 @@ from typing import Any
 
 import altair as alt
 
-from app.style import PART_COLOURS
+from app.style import PART_COLOURS, RIVAL_COLOURS
 
 Rows = Sequence[dict[str, Any]]
+Drawn = Any
+"""A chart; Altair's own types for it change between its releases."""
 MS = 1e3
 
 
-def data(rows: Rows) -> alt.Data:
+def data(rows: Rows) -> Drawn:
     """Inline values: no data frame, no file."""
-    return alt.Data(values=list(rows))
+    return alt.InlineData(values=list(rows))
 
 
-def rivals(rows: Rows) -> alt.LayerChart:
+def rivals(rows: Rows) -> Drawn:
     """``name``, ``ms``, ``low``, ``high``, ``kind``: a bar a candidate with its 90 % interval."""
     order = [row["name"] for row in rows]
     y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=210, labelOverlap=False))
     colour = alt.Color(
-        "kind:N", title=None, legend=alt.Legend(orient="top", columns=2), scale=alt.Scale(scheme="tableau10")
+        "kind:N",
+        title=None,
+        legend=None,
+        scale=alt.Scale(domain=list(RIVAL_COLOURS), range=list(RIVAL_COLOURS.values())),
     )
     base = alt.Chart(data(rows))
     bars = base.mark_bar(opacity=0.8).encode(
         x=alt.X("ms:Q", title="step time, ms"), y=y, color=colour, tooltip=["name:N", "kind:N", "ms:Q", "tag:N"]
     )
     whiskers = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", y=y)
-    return alt.layer(bars, whiskers).properties(height=34 * len(rows) + 100)
+    return alt.layer(bars, whiskers).properties(height=34 * len(rows) + 50)
 
 
-def breakdown(rows: Rows) -> alt.Chart:
+def breakdown(rows: Rows) -> Drawn:
     """``plan``, ``part``, ``ms``, ``order``: stacked parts that sum to the step."""
     scale = alt.Scale(domain=list(PART_COLOURS), range=list(PART_COLOURS.values()))
     return (
-        alt.Chart(data(rows), height=56 * len({row["plan"] for row in rows}) + 130)
+        alt.Chart(data(rows), height=56 * len({row["plan"] for row in rows}) + 60)
         .mark_bar()
         .encode(
             x=alt.X("ms:Q", title="step time, ms (mean over ranks)", stack="zero"),
             y=alt.Y("plan:N", title=None, axis=alt.Axis(labelLimit=180, labelOverlap=False)),
-            color=alt.Color(
-                "part:N", scale=scale, legend=alt.Legend(orient="top", columns=2, title=None, labelLimit=260)
-            ),
+            color=alt.Color("part:N", scale=scale, legend=None),
             order=alt.Order("order:Q"),
             tooltip=["plan:N", "part:N", alt.Tooltip("ms:Q", format=".4f")],
         )
     )
 
 
-def pareto(rows: Rows) -> alt.LayerChart:
+def pareto(rows: Rows) -> Drawn:
     """``plan``, ``gpus``, ``ms``, ``name``: fastest step by number of GPUs."""
     base = alt.Chart(data(rows)).encode(
         x=alt.X("gpus:Q", title="GPUs", axis=alt.Axis(tickMinStep=1)),
@@ -62,11 +65,11 @@ def pareto(rows: Rows) -> alt.LayerChart:
     return alt.layer(base.mark_line(interpolate="step-after", opacity=0.5), points).properties(height=300)
 
 
-def gantt(rows: Rows, lanes: Sequence[str], kinds: dict[str, str], end_ms: float) -> alt.Chart:
+def gantt(rows: Rows, lanes: Sequence[str], kinds: dict[str, str], end_ms: float) -> Drawn:
     """``lane``, ``start``, ``end`` (ms), ``kind``, ``what``: a bar an operation; drag to pan, wheel to zoom."""
     zoom = alt.selection_interval(bind="scales", encodings=["x"])
     return (
-        alt.Chart(data(rows), height=22 * len(lanes) + 110)
+        alt.Chart(data(rows), height=22 * len(lanes) + 55)
         .mark_bar(stroke="white", strokeOpacity=0.6, strokeWidth=0.4)
         .encode(
             x=alt.X("start:Q", title="ms from the start of the step", scale=alt.Scale(domain=[0, end_ms])),
@@ -75,7 +78,7 @@ def gantt(rows: Rows, lanes: Sequence[str], kinds: dict[str, str], end_ms: float
             color=alt.Color(
                 "kind:N",
                 scale=alt.Scale(domain=list(kinds), range=list(kinds.values())),
-                legend=alt.Legend(orient="top", title=None, columns=3, symbolStrokeWidth=0),
+                legend=None,
             ),
             tooltip=["lane:N", "what:N", alt.Tooltip("start:Q", format=".4f"), alt.Tooltip("end:Q", format=".4f")],
         )
@@ -83,7 +86,7 @@ def gantt(rows: Rows, lanes: Sequence[str], kinds: dict[str, str], end_ms: float
     )
 
 
-def validation(rows: Rows) -> alt.LayerChart:
+def validation(rows: Rows) -> Drawn:
     """``step``, ``predicted``, ``low``, ``high``, ``measured`` (ms), ``inside``: points over predicted bands."""
     base = alt.Chart(data(rows)).encode(x=alt.X("step:Q", title="step (0: prefill)", axis=alt.Axis(tickMinStep=1)))
     y = alt.Y("low:Q", title="step time, ms", scale=alt.Scale(type="log"))

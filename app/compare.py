@@ -27,8 +27,8 @@ Plans = dict[str, Allocation]
 def show() -> None:
     st.title("Compare")
     st.caption(
-        "Up to three plans: write what you would write after `plan make`, or pin one on the Plan page. A is what B and C "
-        "are compared with."
+        "Up to three plans: write what you would write after `plan make`, or pin one on the Plan page. B and C are "
+        "compared with A."
     )
     plans = _plans()
     if not plans:
@@ -40,10 +40,11 @@ def show() -> None:
     first = next(iter(plans.values()))
     lengths = tuple(choice.tokens for choice in first.policy if choice.phase == phase)
     with right:
-        tokens = choose("tokens", "Prompt tokens", lengths, lengths[-1], format_func=lambda value: f"{value:,}")
+        tokens = choose("tokens", "Prompt tokens", lengths, lengths[-1])
     chosen = _choices(plans, phase, tokens)
     st.dataframe(delta_rows(chosen), hide_index=True, width="stretch")
     st.markdown("#### Where the step's time goes")
+    st.html(style.legend(style.PART_COLOURS))
     st.altair_chart(charts.breakdown(_breakdown_rows(plans, chosen)), width="stretch")
     st.caption(
         "Mean over the plan's ranks; the parts sum to the step. Compute hiding communication: a transfer is in flight "

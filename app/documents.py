@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
+from app import style
 from app.inputs import choose, write
 from planner.paper import counts, rows
 from planner.paper_statement import DOCUMENTS, Statement
@@ -29,17 +30,17 @@ def show() -> None:
     with st.spinner("Computing 146 statements …"):
         every = statements()
     found = counts(every)
-    for column, (verdict, count) in zip(st.columns(max(len(found), 1)), found.items(), strict=True):
-        column.metric(f"{MARKS[verdict]} {verdict}", count)
+    st.html(
+        style.stats([(f"{MARKS[verdict]} {verdict}", str(count), "statements") for verdict, count in found.items()])
+    )
     first, second, third = st.columns([2, 2, 3])
     with first:
-        titles = {ALL: "all documents", **DOCUMENTS}
-        letter = choose("document", "Document", tuple(titles), ALL, format_func=lambda key: titles[key])
+        title = choose("document", "Document", (ALL, *DOCUMENTS.values()), ALL)
     with second:
         verdict = choose("verdict", "Verdict", (ALL, *MARKS), ALL)
     with third:
         words = write("search", "Search", placeholder="a word of the claim or of our finding")
-    shown = chosen(every, letter, verdict, words)
+    shown = chosen(every, title, verdict, words)
     if not shown:
         st.info("No statement matches: widen the filters.", icon=":material/filter_alt_off:")
         return
@@ -52,13 +53,13 @@ def statements() -> tuple[Statement, ...]:
     return rows()
 
 
-def chosen(every: Sequence[Statement], letter: str, verdict: str, words: str) -> list[Statement]:
+def chosen(every: Sequence[Statement], title: str, verdict: str, words: str) -> list[Statement]:
     """Those that pass all filters; ``words`` anywhere, in any case."""
     wanted = words.casefold()
     return [
         row
         for row in every
-        if letter in (ALL, row.id[0])
+        if title in (ALL, row.document)
         and verdict in (ALL, row.verdict)
         and wanted in f"{row.id} {row.claim} {row.ours} {row.criterion} {row.assumptions}".casefold()
     ]

@@ -55,12 +55,13 @@ def heat_map(found: Surface, axes: Axes, crossings: Sequence[Crossing], chosen: 
     for pi, pool in enumerate(axes.pools):
         parts.append(f'<div class="ap-collabel" style="grid-area:{num_rows + 1}/{pi + 2}">{pool}</div>')
     parts += [_threshold(axes, crossing, num_rows) for crossing in crossings]
-    words = "Winning scheme at every prompt length and pool size; the table below says the same in words"
+    words = "Winning scheme at every prompt length and pool size; the table below has the same"
     columns = f"grid-template-columns:3.1rem repeat({len(axes.pools)},minmax(0,1fr))"
     rows = f"grid-template-rows:repeat({num_rows},minmax(2.7rem,auto)) auto"
     return (
         f'<div class="ap-axis">prompt tokens ↑</div><div class="ap-map" role="img" aria-label="{words}" '
-        f'style="{columns};{rows}">{"".join(parts)}</div><div class="ap-axis ap-right">pool GPUs beside the base →</div>'
+        f'style="{columns};{rows}">{"".join(parts)}</div>'
+        '<div class="ap-axis ap-right">pool GPUs beside the base →</div>'
     )
 
 

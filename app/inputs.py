@@ -60,7 +60,7 @@ def accept(key: str) -> None:
 
 
 def choose(key: str, label: str, options: Sequence[T], default: T, **more: Any) -> T:
-    """A select box bound to the address."""
+    """A select box bound to the address. No format_func: it would be the formatted word that the address holds."""
     from_address(key, options, default)
     index = list(options).index(default)
     found: T = st.selectbox(
@@ -100,10 +100,8 @@ def question_words() -> list[str]:
             with columns[index % 2]:
                 words += _override(name, choose(name, name.capitalize(), (AS_SCENARIO, *known), AS_SCENARIO))
         with columns[0]:
-            shown = {AS_SCENARIO: AS_SCENARIO, **OBJECTIVES}
-            objective = choose(
-                "objective", "Objective", tuple(shown), AS_SCENARIO, format_func=lambda name: shown[name]
-            )
+            meanings = "; ".join(f"{name}: {meaning}" for name, meaning in OBJECTIVES.items())
+            objective = choose("objective", "Objective", (AS_SCENARIO, *OBJECTIVES), AS_SCENARIO, help=meanings)
             words += _override("objective", objective)
         words += _limits(columns)
     return words

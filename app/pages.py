@@ -23,7 +23,7 @@ class Page:
     show: Callable[[], None]
 
     @property
-    def entry(self) -> st.Page:  # type: ignore[name-defined]
+    def entry(self) -> st.Page:
         return st.Page(
             partial(guarded, self.show),
             title=self.title,

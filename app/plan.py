@@ -6,7 +6,7 @@ import shlex
 
 import streamlit as st
 
-from app import charts, tables
+from app import charts, style, tables
 from app.inputs import canonical_command, choose, question_words
 from app.planning import allocation_json, parsed
 from planner.commands.make import threshold_lines
@@ -18,8 +18,8 @@ from simulator.units import format_seconds
 def show() -> None:
     st.title("Plan")
     st.caption(
-        "The best placement of attention and feed-forward for every phase and prompt length: when a pool pays, how many "
-        "GPUs, who holds which heads."
+        "The best placement of attention and feed-forward for every phase and prompt length: when a pool pays, "
+        "with how many GPUs, and who holds which heads."
     )
     words = tuple(question_words())
     command = canonical_command(words)
@@ -65,12 +65,16 @@ def _entry(allocation: Allocation) -> None:
     """One phase and bucket in detail."""
     names = [f"{choice.phase}-{choice.bucket}" for choice in allocation.policy]
     by_name = dict(zip(names, allocation.policy, strict=True))
-    name = choose("entry", "Look at", tuple(names), names[0], format_func=lambda key: tables.title(by_name[key]))
+    name = choose("entry", "Look at", tuple(names), names[0])
     choice = by_name[name]
+    st.caption(tables.title(choice))
     left, right = st.columns([3, 2], gap="large")
     with left:
         st.markdown("#### Against what it was compared with")
-        st.altair_chart(charts.rivals(_rival_rows(choice)), width="stretch")
+        rows = _rival_rows(choice)
+        kinds = {str(row["kind"]) for row in rows}
+        st.html(style.legend({kind: colour for kind, colour in style.RIVAL_COLOURS.items() if kind in kinds}))
+        st.altair_chart(charts.rivals(rows), width="stretch")
         _refused(choice)
     with right:
         st.markdown("#### Why")

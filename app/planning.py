@@ -1,5 +1,5 @@
-"""Planning: a page's plan is ``plan make``'s, run as a process of its own, so that it can be stopped and the page's JSON is
-the command's, byte for byte."""
+"""Planning: a page's plan is ``plan make``'s, run as a process of its own: it can be stopped, and the JSON is that of
+the command, byte for byte."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from typing import cast
 
 import streamlit as st
 
-from app.heatmap import tokens_label
 from app.inputs import choose, problem_of, slide
 from planner.evaluate import Evaluated, memory_of, tag_of
 from planner.rivals import rule_placement
@@ -47,7 +46,7 @@ def choose_step() -> tuple[str, Phase, int, int, int, str]:
     where = Where(problem, phase, default_base(problem))
     second = st.columns(3)
     with second[0]:
-        tokens = slide("tokens", "Prompt tokens", LENGTHS, 16384, format_func=tokens_label)
+        tokens = slide("tokens", "Prompt tokens", LENGTHS, 16384)
     with second[1]:
         batch = slide("batch", "Sequences a step", BATCHES, 1 if phase == "prefill" else 32)
     with second[2]:

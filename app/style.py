@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import streamlit as st
 
 SCHEME_COLOURS = {
@@ -21,6 +23,13 @@ PART_COLOURS = {
     "imbalance": "#8d99ae",
 }
 ROLE_COLOURS = {"base": "#3f8fd2", "pool": "#2a9d6f", "attention": "#d1495b", "experts": "#c2579b", "unused": "#8d99ae"}
+RIVAL_COLOURS = {
+    "chosen": "#2a9d6f",
+    "runner-up": "#3f8fd2",
+    "best pool": "#9c6ade",
+    "documents' rule": "#d1495b",
+    "baseline": "#8d99ae",
+}
 KIND_COLOURS = {
     "gemm": "#3f8fd2",
     "attention": "#d1495b",
@@ -32,6 +41,10 @@ KIND_COLOURS = {
 CSS = """
 <style>
 .block-container {padding-top: 4.2rem; padding-bottom: 3rem; max-width: 1360px}
+.ap-stats {display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); gap: .5rem 1rem}
+.ap-stats div {border-left: 3px solid rgba(128,128,128,.4); padding-left: .6rem}
+.ap-stats small {opacity: .8; font-size: .8rem; line-height: 1.2; display: block}
+.ap-stats b {font-size: 1.45rem; font-weight: 500; font-variant-numeric: tabular-nums}
 .ap-axis {font-size: .8rem; opacity: .75; margin: .1rem 0}
 .ap-right {text-align: right; max-width: 64rem}
 .ap-map {display: grid; gap: 2px; max-width: 64rem}
@@ -58,8 +71,6 @@ CSS = """
 .ap-bars i {position: absolute; left: 50%; top: 0; bottom: 0; border-left: 1px solid currentColor; opacity: .5}
 .ap-bar {position: absolute; top: .2rem; bottom: .2rem; border-radius: 2px; opacity: .8}
 .ap-barlabel {position: absolute; top: .3rem; font-size: .74rem; white-space: nowrap}
-.ap-tag {border: 1px solid currentColor; border-radius: .6rem; padding: 0 .45rem; font-size: .75rem; opacity: .75;
-         white-space: nowrap}
 .ap-legend {display: flex; flex-wrap: wrap; gap: .25rem 1rem; font-size: .85rem; margin: .2rem 0 .4rem}
 .ap-swatch {display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin-right: .35rem}
 @media (max-width: 640px) {.block-container {padding-left: 1rem; padding-right: 1rem}
@@ -85,6 +96,10 @@ def legend(colours: dict[str, str]) -> str:
     return f'<div class="ap-legend">{"".join(parts)}</div>'
 
 
-def tag(name: str) -> str:
-    """A provenance tag, as HTML."""
-    return f'<span class="ap-tag">{name}</span>'
+def stats(rows: list[tuple[str, str, str]]) -> str:
+    """(name, value, definition) each, as HTML; the definition shows on hover and is in the page's glossary."""
+    parts = (
+        f'<div title="{escape(what)}"><small>{escape(name)}</small><b>{escape(value)}</b></div>'
+        for name, value, what in rows
+    )
+    return f'<div class="ap-stats">{"".join(parts)}</div>'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from app import charts
+from app import charts, style
 from app.inputs import choose
 from app.steps import Simulated, choose_step, role_of, simulated
 from app.style import KIND_COLOURS
@@ -22,7 +22,7 @@ PS_PER_MS = PICOSECONDS_PER_S / 1e3
 def show() -> None:
     st.title("Timeline")
     st.caption(
-        "One simulated step, operation by operation. Drag to pan, turn the wheel to zoom, point at a bar for its name."
+        "One simulated step, operation by operation. Drag to pan, turn the wheel to zoom, point at a bar to name it."
     )
     chosen = choose_step()
     found = simulated(*chosen)
@@ -54,12 +54,13 @@ def _metrics(found: Simulated) -> None:
         ("Launch", parts.launch_s, "The device waits for its host to issue kernels."),
         ("Imbalance", parts.imbalance_s, "Nothing to do and no transfer in flight: waiting for others."),
     )
-    columns = st.columns(len(shown))
-    for column, (name, seconds, definition) in zip(columns, shown, strict=True):
-        column.metric(name, format_seconds(seconds), help=definition)
+    st.html(style.stats([(name, format_seconds(seconds), definition) for name, seconds, definition in shown]))
+    with st.expander("What these are"):
+        st.dataframe([{"part": name, "definition": text} for name, _, text in shown], hide_index=True, width="stretch")
     even = imbalance(found.timeline, busy)
     st.caption(
-        f"{found.placement.name} on {len(found.placement.ranks)} GPUs; {found.timeline.program.num_operations:,} operations; "
+        f"{found.placement.name} on {len(found.placement.ranks)} GPUs; "
+        f"{found.timeline.program.num_operations:,} operations; "
         f"largest compute over mean compute {plain(even)}. Tag: {found.tag}."
     )
 
@@ -83,6 +84,7 @@ def _chart(found: Simulated) -> None:
         rows = rows[:MOST_BARS]
     kinds = {kind: colour for kind, colour in KIND_COLOURS.items() if any(row["kind"] == kind for row in rows)}
     end_ms = max(float(str(row["end"])) for row in rows)
+    st.html(style.legend(kinds))
     st.altair_chart(charts.gantt(rows, lanes, kinds, end_ms), width="stretch")
 
 

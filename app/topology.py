@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import streamlit as st
@@ -120,7 +120,7 @@ def _feeds(stage: Stage, rank: int) -> str:
     return f"feed-forward shard {index % stage.tensor_degree + 1}/{stage.tensor_degree}"
 
 
-def _map(rows: list[dict[str, Any]]) -> alt.LayerChart:
+def _map(rows: list[dict[str, Any]]) -> charts.Drawn:
     """GPUs by node: number, what it holds, and the load of its NIC in the busier direction."""
     nodes = list(dict.fromkeys(row["node"] for row in rows))
     click = alt.selection_point(name="gpu", fields=["rank"], on="click", empty=False)
@@ -141,13 +141,14 @@ def _map(rows: list[dict[str, Any]]) -> alt.LayerChart:
         strokeWidth=alt.condition(click, alt.value(3), alt.value(1)),
     )
     ink = alt.condition(alt.datum.role == "unused", alt.value("#808080"), alt.value("#fff"))
+    texts: tuple[tuple[str, float, float, Literal[400, 700]], ...] = (
+        ("label", -16, 14, 700),
+        ("share", 1, 10, 400),
+        ("nic", 15, 9.5, 400),
+    )
     lines = [
         base.mark_text(dy=dy, fontSize=size, fontWeight=weight).encode(text=f"{field}:N", color=ink)
-        for field, dy, size, weight in (
-            ("label", -16, 14, "bold"),
-            ("share", 1, 10, "normal"),
-            ("nic", 15, 9.5, "normal"),
-        )
+        for field, dy, size, weight in texts
     ]
     return alt.layer(tiles.add_params(click), *lines).properties(height=60 * len(nodes) + 50)
 

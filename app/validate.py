@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import streamlit as st
 
-from app import charts
+from app import charts, style
 from app.inputs import choose, note
 from planner.overlay import overlay
 from planner.validation import OperationRow, Validation, validate
@@ -29,8 +29,8 @@ Loaded = tuple[str, str]
 def show() -> None:
     st.title("Validate")
     st.caption(
-        "A plan and what a run of it measured (`plan run`): measured points over predicted 90 % bands, and the error by "
-        "kind of operation."
+        "A plan and what a run of it measured (`plan run`): measured points over predicted 90 % bands, and the error "
+        "by kind of operation."
     )
     left, right = st.columns(2)
     with left:
@@ -106,11 +106,14 @@ def _parse(file: Loaded, kind: type[T]) -> T:
 def _results(found: Validation) -> None:
     tag = found.measurement.tag
     outside = sum(not row.inside for row in found.steps)
-    columns = st.columns(3)
-    for column, phase in zip(columns, ("prefill", "decode"), strict=False):
+    shown = []
+    for phase in ("prefill", "decode"):
         error = found.median_error(phase)
-        column.metric(f"Median step error, {phase}", "no step" if error != error else f"{error:.1%}")
-    columns[2].metric("Steps inside their band", f"{len(found.steps) - outside} of {len(found.steps)}")
+        shown.append(
+            (f"median step error, {phase}", "no step" if error != error else f"{error:.1%}", "|predicted/measured − 1|")
+        )
+    shown.append(("steps inside their band", f"{len(found.steps) - outside} of {len(found.steps)}", "90 % interval"))
+    st.html(style.stats(shown))
     st.caption(f"Measured values are tagged {tag} ({found.measurement.place}, {found.measurement.environment.device}).")
     st.altair_chart(charts.validation(_points(found)), width="stretch")
     st.markdown("#### By kind of operation, worst error first")

@@ -43,11 +43,11 @@ def show() -> None:
     if len(where.pools) < 2:
         st.info("This scenario has no GPUs beyond its base, so there is no pool to size.", icon=":material/info:")
         return
-    explorer(where)
+    explorer(where, kept_key(where, scenario, phase))
 
 
 @st.fragment
-def explorer(where: Where) -> None:
+def explorer(where: Where, key: str) -> None:
     """Sliders and what they redraw; nothing else runs again when one moves."""
     num_nics, nic_gb_s = _nic(where.problem)
     columns = st.columns(3)
@@ -58,7 +58,7 @@ def explorer(where: Where) -> None:
         rate_gb_s = slide("nic_gb_s", "GB/s a NIC, each way", rates, nic_gb_s)
     with columns[2]:
         batch = slide("batch", "Sequences a step", ALL_BATCHES, _nearest(where))
-    have = slices(where, batch)
+    have = slices(where, key, batch)
     rate = nics * rate_gb_s / (num_nics * nic_gb_s)
     found = surface(have, batch, rate)
     crossings = thresholds(found, where.lengths, where.pools)
@@ -66,7 +66,7 @@ def explorer(where: Where) -> None:
     with st.container(key="cell"):
         row = st.columns(2)
         with row[0]:
-            tokens = slide("tokens", "Cell: prompt tokens", LENGTHS, 16384, format_func=tokens_label)
+            tokens = slide("tokens", "Cell: prompt tokens", LENGTHS, 16384)
         with row[1]:
             pool = slide("pool", "Cell: pool GPUs", where.pools, where.pools[-1])
     chosen = where.lengths.index(tokens), where.pools.index(pool)
@@ -77,7 +77,9 @@ def explorer(where: Where) -> None:
     )
     st.markdown(_sentence(where.phase, crossings))
     _schemes(found.possible[chosen], batch, where, (tokens, pool))
-    sensitivity(where, tokens, batch, pool, rate)
+    winner = int(found.winners[chosen])
+    if winner >= 0:
+        sensitivity(where, key, SCHEMES[winner], (tokens, batch, pool), rate)
     with st.expander("The map as a table"):
         st.dataframe(table_rows(found, axes), hide_index=True, width="stretch")
 
@@ -94,17 +96,18 @@ def _nearest(where: Where) -> int:
     return min(ALL_BATCHES, key=lambda batch: abs(batch - wanted))
 
 
-def slices(where: Where, batch: int) -> grid.Slices:
+def slices(where: Where, key: str, batch: int) -> grid.Slices:
     """The grid around a batch: shipped, or simulated now with progress; moving any widget stops it."""
-    key = grid.key_of(where)
     if key not in KEPT:
         KEPT[key] = grid.shipped(where)
     have = KEPT[key]
     if any(number not in have for number in grid.neighbours(batch)):
         bar = st.progress(0.0, "Simulating every cell of the map once; any click stops it")
-        grid.complete(
-            where, have, batch, lambda done, total: bar.progress(done / total, f"Simulated {done} of {total} cells")
-        )
+
+        def tick(done: int, total: int) -> None:
+            bar.progress(done / total, f"Simulated {done} of {total} cells")
+
+        grid.complete(where, have, batch, tick)
         bar.empty()
     return have
 
@@ -124,7 +127,7 @@ def _sentence(phase: Phase, crossings: tuple[Crossing, ...]) -> str:
     )
     return (
         f"**In {phase} a pool of {first.pool} GPUs beats the base alone {where}** (dashed line; band {ends[0]} to "
-        f"{ends[1]}: pooled times {BAND:.0%} shorter or longer). Whether anything else beats both, the colours say. {tags}"
+        f"{ends[1]}: pooled times {BAND:.0%} shorter or longer). The colours say what beats both. {tags}"
     )
 
 
@@ -144,6 +147,12 @@ def _schemes(values: Floats, batch: int, where: Where, cell: tuple[int, int]) ->
         column.metric(SCHEMES[index], format_seconds(float(values[index])), delta, delta_color="inverse", border=True)
 
 
+@st.cache_resource(max_entries=64, show_spinner=False)
+def kept_key(_where: Where, scenario: str, phase: Phase) -> str:
+    """Hashing a profile takes longer than drawing the map."""
+    return grid.key_of(_where)
+
+
 @st.cache_data(max_entries=256, show_spinner=False)
 def kept_sensitivities(
     _where: Where, key: str, scheme: str, cell: tuple[int, int, int], rate: float
@@ -154,18 +163,12 @@ def kept_sensitivities(
     return sensitivities(changed, question, canonical(_where, question)[scheme])
 
 
-def sensitivity(where: Where, tokens: int, batch: int, pool: int, rate: float) -> None:
-    """On request: every bar is two simulations."""
-    have = KEPT[grid.key_of(where)]
-    found = surface(have, batch, rate)
-    winner = int(found.winners[where.lengths.index(tokens), where.pools.index(pool)])
-    if winner < 0:
-        return
+def sensitivity(where: Where, key: str, scheme: str, cell: tuple[int, int, int], rate: float) -> None:
+    """On request, as every bar is two simulations. ``cell``: (tokens, batch, pool)."""
     if not st.toggle("What moves this cell (±20 % of each input, simulated)", key="tornado", bind="query-params"):
         return
     with st.spinner("Simulating 17 variants of this cell …"):
-        cell = (tokens, batch, pool)
-        now_s, rows = kept_sensitivities(where, grid.key_of(where), SCHEMES[winner], cell, rate)
+        now_s, rows = kept_sensitivities(where, key, scheme, cell, rate)
     st.html(tornado(now_s, rows))
-    tag = "assumed (bytes leave a node)" if pool else "fitted"
-    st.caption(f"{SCHEMES[winner]}, step time; green is faster, red slower. Tag: {tag}.")
+    tag = "assumed (bytes leave a node)" if cell[2] else "fitted"
+    st.caption(f"{scheme}, step time; green is faster, red slower. Tag: {tag}.")
