@@ -23,7 +23,7 @@ from typing import TypeVar
 import numpy as np
 
 from planner.problem import Problem
-from planner.systems import System, build, names
+from planner.systems import CHOSEN, FAMILIES, Found, System, build, names, search_bucket
 from simulator.comparison import Comparison
 from simulator.comparison import compare as compare_served
 from simulator.errors import InfeasibleError
@@ -32,6 +32,7 @@ from simulator.served import Served
 from simulator.serving import serve
 from simulator.statistics import Summary, summarise
 from simulator.trace import Request
+from simulator.workload import Bucket
 
 LOAD = 0.7  # of the slowest scheme's capacity
 SATURATING = 100  # requests a category, all at once, that measure a capacity
@@ -102,8 +103,11 @@ class Ready:
 def compare(problem: Problem, options: Options = Options(), on_done: OnDone | None = None) -> Compared:
     """Every scheme on the problem's workload. InfeasibleError if none can serve it."""
     schemes = names(problem)
-    with _Workers(options, 3 * len(schemes), on_done) as workers:
-        found = dict(zip(schemes, workers.map(partial(_ready, problem), schemes), strict=True))
+    searching = any(name == CHOSEN or name in FAMILIES for name in schemes)
+    buckets = problem.workload.buckets if searching else ()
+    with _Workers(options, len(buckets) + 3 * len(schemes), on_done) as workers:
+        searched = workers.map(partial(_search, problem), buckets)
+        found = dict(zip(schemes, workers.map(partial(_ready, problem, searched), schemes), strict=True))
         ready = {name: one for name, one in found.items() if isinstance(one, Ready)}
         if not ready:
             raise InfeasibleError(f"{problem.name}: no scheme can serve the workload: {found[schemes[0]]}")
@@ -127,9 +131,19 @@ def compare(problem: Problem, options: Options = Options(), on_done: OnDone | No
     )
 
 
-def _ready(problem: Problem, name: str) -> Ready | str:
+def _search(problem: Problem, bucket: Bucket) -> dict[str, Found] | str:
+    try:
+        return search_bucket(problem, bucket)
+    except InfeasibleError as error:
+        return str(error)
+
+
+def _ready(problem: Problem, searched: Sequence[dict[str, Found] | str], name: str) -> Ready | str:
     """Build a system and saturate it."""
-    system = build(problem, name)
+    refused = [one for one in searched if isinstance(one, str)]
+    if refused and (name == CHOSEN or name in FAMILIES):
+        return refused[0]
+    system = build(problem, [one for one in searched if not isinstance(one, str)], name)
     if isinstance(system, str):
         return system
     rng = np.random.default_rng(0)

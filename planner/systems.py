@@ -7,8 +7,8 @@ base group that grows by a pool, except the copies: several groups that share on
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -93,20 +93,73 @@ def _copies(problem: Problem) -> int:
     return problem.limits.max_gpus // (problem.limits.base_gpus or min(8, problem.limits.max_gpus))
 
 
-def build(problem: Problem, name: str) -> System | str:
-    """A system by its name, or why it cannot run here."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A bucket's entry of a searched scheme, or why there is none."""
+
+    entry: Entry | None
+    gap: float
+    reason: str = ""
+
+
+def search_bucket(problem: Problem, bucket: Bucket) -> dict[str, Found]:
+    """The searched schemes' entries for one bucket, by name. A family takes part in the search for the chosen policy,
+    so it gets the best that was met there if its own search met nothing better."""
+    decode = race(problem, problem.question("decode", bucket))
+    winner = decode.simulated[decode.ranking()[0].row]
+    question = problem.question("prefill", bucket)
+    prefill = race(problem, question, cache=winner.placement, beside=(winner.program,))
+    found = {CHOSEN: Found(Entry(bucket, _best(prefill), winner.placement), max(decode.gap, prefill.gap))}
+    for name in names(problem):
+        if name in FAMILIES:
+            try:
+                found[name] = _family(problem, bucket, name, decode, prefill)
+            except InfeasibleError as error:
+                found[name] = Found(None, 0.0, str(error))
+    return found
+
+
+def _family(problem: Problem, bucket: Bucket, name: str, decode: Race, prefill: Race) -> Found:
+    """Decode first, then prefill into the cache it reads."""
+    first = race(problem, decode.question, rows=_mask(decode.question, name), limit=SEARCHED)
+    cache = _better(problem, decode.question, [_best(first), *_met(decode, name)], None)
+    second = race(problem, prefill.question, cache=cache, rows=_mask(prefill.question, name), limit=SEARCHED)
+    best = _better(problem, prefill.question, [_best(second), *_met(prefill, name)], cache)
+    return Found(Entry(bucket, best, cache), max(first.gap, second.gap))
+
+
+def _met(found: Race, name: str) -> list[Placement]:
+    """The best of a family in a search over everything; none if it was not among the simulated."""
+    rows = [rival.row for rival in found.ranking() if found.table[rival.row]["scheme"] in FAMILIES[name]]
+    return [found.simulated[row].placement for row in rows[:1]]
+
+
+def _better(problem: Problem, question: Question, placements: list[Placement], cache: Placement | None) -> Placement:
+    """The least in the objective; the first, if equal."""
+    if len(placements) == 1:
+        return placements[0]
+    weighs_gpus = problem.objective in ("tps_per_gpu", "cost")
+
+    def score(placement: Placement) -> float:
+        return evaluate(problem, question, placement, cache).step_s * (len(placement.ranks) if weighs_gpus else 1)
+
+    return min(placements, key=score)
+
+
+def build(problem: Problem, searched: Sequence[Mapping[str, Found]], name: str) -> System | str:
+    """A system by its name, or why it cannot run here. ``searched``: of every bucket."""
     try:
-        entries, gap = _entries(problem, name)
-        return _system(problem, name, entries, gap)
+        if name != CHOSEN and name not in FAMILIES:
+            return _system(
+                problem, name, tuple(_fixed(problem, bucket, name) for bucket in problem.workload.buckets), 0.0
+            )
+        found = [one[name] for one in searched]
+        entries = tuple(one.entry for one in found if one.entry is not None)
+        if len(entries) < len(found):
+            return next(one.reason for one in found if one.entry is None)
+        return _system(problem, name, entries, max(one.gap for one in found))
     except InfeasibleError as error:
         return str(error)
-
-
-def _entries(problem: Problem, name: str) -> tuple[tuple[Entry, ...], float]:
-    if name == CHOSEN or name in FAMILIES:
-        found = [_searched(problem, bucket, name) for bucket in problem.workload.buckets]
-        return tuple(entry for entry, _ in found), max(gap for _, gap in found)
-    return tuple(_fixed(problem, bucket, name) for bucket in problem.workload.buckets), 0.0
 
 
 def _fixed(problem: Problem, bucket: Bucket, name: str) -> Entry:
@@ -140,26 +193,12 @@ def _named(question: Question, name: str) -> Placement:
     return found
 
 
-def _searched(problem: Problem, bucket: Bucket, name: str) -> tuple[Entry, float]:
-    """As ``make`` plans: decode first, then prefill into the cache it reads."""
-    search = race if name == CHOSEN else partial(race, limit=SEARCHED)
-    question = problem.question("decode", bucket)
-    decode = search(problem, question, rows=_mask(question, name))
-    winner = decode.simulated[decode.ranking()[0].row]
-    question = problem.question("prefill", bucket)
-    beside = (winner.program,)
-    prefill = search(problem, question, cache=winner.placement, beside=beside, rows=_mask(question, name))
-    return Entry(bucket, _best(prefill), winner.placement), max(decode.gap, prefill.gap)
-
-
 def _best(found: Race) -> Placement:
     return found.simulated[found.ranking()[0].row].placement
 
 
-def _mask(question: Question, name: str) -> npt.NDArray[np.bool_] | None:
-    """The rows of a family; None: all."""
-    if name == CHOSEN:
-        return None
+def _mask(question: Question, name: str) -> npt.NDArray[np.bool_]:
+    """The rows of a family."""
     mask = np.isin(enumerate_space(question)["scheme"], FAMILIES[name])
     if not mask.any():
         raise InfeasibleError(f"{name}: no candidate in {question.phase} on {question.max_gpus} GPUs")
