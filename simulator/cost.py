@@ -1,6 +1,6 @@
 """Cost: seconds of kernels on the device of a profile, with a 90 % interval and whether data backs them.
 
-seconds = max(bound, physical model x exp(network(physical features))). The network sees counts (tiles, waves,
+seconds = max(bound, physical model x exp(learned residual(physical features))). The residual sees counts (tiles, waves,
 blocks walked), not raw lengths, and both its inputs and its output are clamped to what calibration saw: outside
 the calibrated range the physical model carries the prediction, the interval widens with the distance in octaves
 and ``inside`` is False. Pure numpy; nothing is cached but the decoded weights.
@@ -139,8 +139,7 @@ def apply_residual(shape: Physics, residual: Residual | GaussianResidual | None)
 
 
 def _network_mean(x: Float32, residual: Residual) -> Float32:
-    """Mean output of the networks. Rows go through in blocks small enough that BLAS starts no threads of its own:
-    the chunks already use every core, and a library's spinning threads cost tenfold on shared ones."""
+    """Mean output; in blocks so small that BLAS starts no threads (chunks already use every core)."""
     blocks = -(-len(x) // BLOCK_ROWS)
     padded = np.zeros((blocks * BLOCK_ROWS, x.shape[1]), dtype=np.float32)
     padded[: len(x)] = x
