@@ -5,32 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 
 import streamlit as st
 
-from app import compare, documents, plan, timeline, topology, validate, whatif
 from app.inputs import note
 from simulator.errors import AttnplanError
 
 
 @dataclass(frozen=True)
 class Page:
-    """A page: its title, address, icon and function."""
+    """A page: its title, its address (and module) and icon; imported when first shown."""
 
     title: str
     address: str
     icon: str
-    show: Callable[[], None]
 
     @property
     def entry(self) -> st.Page:
         return st.Page(
-            partial(guarded, self.show),
+            partial(_show, self.address),
             title=self.title,
             url_path=self.address,
             icon=f":material/{self.icon}:",
             default=self.address == "plan",
         )
+
+
+def _show(address: str) -> None:
+    guarded(import_module(f"app.{address}").show)
 
 
 def guarded(show: Callable[[], None]) -> None:
@@ -42,11 +45,11 @@ def guarded(show: Callable[[], None]) -> None:
 
 
 PAGES = (
-    Page("Plan", "plan", "route", plan.show),
-    Page("What if", "whatif", "grid_on", whatif.show),
-    Page("Compare", "compare", "compare_arrows", compare.show),
-    Page("Timeline", "timeline", "view_timeline", timeline.show),
-    Page("Topology", "topology", "hub", topology.show),
-    Page("Validate", "validate", "rule", validate.show),
-    Page("Documents", "documents", "description", documents.show),
+    Page("Plan", "plan", "route"),
+    Page("What if", "whatif", "grid_on"),
+    Page("Compare", "compare", "compare_arrows"),
+    Page("Timeline", "timeline", "view_timeline"),
+    Page("Topology", "topology", "hub"),
+    Page("Validate", "validate", "rule"),
+    Page("Documents", "documents", "description"),
 )

@@ -31,7 +31,8 @@ def show() -> None:
     st.title("What if")
     st.caption(
         "Fastest scheme at every prompt length and pool size. Move a slider: the map follows. Each cell compares one "
-        "canonical placement a scheme; the Plan page searches all of them."
+        "canonical placement a scheme, simulated at some batches and network rates and interpolated between; the Plan "
+        "page searches all placements."
     )
     left, right = st.columns([3, 2])
     with left:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.app_latency [-o benchmarks/results/app_latency.json] [--screenshots docs/screenshots]
 
-Slider to redrawn: from the key press on a slider of the What-if page to the frame in which the map's cells have changed.
+Slider to redrawn: from the key press on a slider of the What-if page to the frame in which the map has changed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ WATCH = """
 """
 PRESS = """
 async ([label, key]) => { const thumb = [...document.querySelectorAll('[data-testid=stSlider]')]
-  .find(one => one.innerText.includes(label)).querySelector('input[type=range], [role=slider]'); thumb.focus(); window.redrawn.length = 0;
+  .find(one => one.innerText.includes(label)).querySelector('input[type=range], [role=slider]'); thumb.focus();
+  window.redrawn.length = 0;
   window.pressed = performance.now(); return true; }
 """
 

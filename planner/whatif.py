@@ -2,8 +2,8 @@
 
 A cell of the grid is (prompt tokens, pool GPUs) and compares one canonical placement a scheme on base + pool GPUs; the
 planner's search tries all of them (``plan make``). Every candidate is lowered and simulated at four network rates
-(``RATES``); between them its time is interpolated linearly in 1/rate, between batches in the logarithms. A step's time
-is close to the maximum over paths of (compute + bytes/rate), which is convex in 1/rate: the interpolation errs upwards.
+(``RATES``); between them its time is interpolated linearly in 1/rate, between batches linearly in the batch: a step's
+time is close to the maximum over paths of (compute + bytes/rate), which is convex in 1/rate, so that errs upwards.
 NICs a node and bandwidth of a NIC enter as their product; the grid was made with the cluster file's number of NICs.
 What it leaves out: block rules, multicasts and micro-batch counts other than the canonical ones.
 """
@@ -34,7 +34,7 @@ Floats = npt.NDArray[np.float64]
 Progress = Callable[[int, int], None]
 RATES = (1 / 16, 1 / 4, 1.0, 4.0)
 """Multiples of the cluster file's NIC bandwidth at which candidates are simulated."""
-BATCHES = (1, 4, 16, 64)
+BATCHES = (1, 4, 16, 32, 64)
 LENGTHS = tuple(1024 * 2**power for power in range(8))
 SCHEMES = (
     "base alone", "tensor parallel", "pipeline", "context parallel", "FA Pool", "FA Pool + base", "MA Separation",
@@ -157,9 +157,7 @@ def scaled(cluster: Cluster, rate: float) -> Cluster:
         if node.nics is None
         else node.model_copy(
             update={
-                "nics": node.nics.model_copy(
-                    update={"bandwidth_bytes_per_s": node.nics.bandwidth_bytes_per_s * rate}
-                )
+                "nics": node.nics.model_copy(update={"bandwidth_bytes_per_s": node.nics.bandwidth_bytes_per_s * rate})
             }
         )
         for node in cluster.nodes

@@ -42,27 +42,27 @@ def whatif_page() -> None:
 
 
 def plan_page() -> None:
-    from app import pages
+    from app import pages, plan
 
-    pages.guarded(pages.plan.show)
+    pages.guarded(plan.show)
 
 
 def compare_page() -> None:
-    from app import pages
+    from app import compare, pages
 
-    pages.guarded(pages.compare.show)
+    pages.guarded(compare.show)
 
 
 def timeline_page() -> None:
-    from app import pages
+    from app import pages, timeline
 
-    pages.guarded(pages.timeline.show)
+    pages.guarded(timeline.show)
 
 
 def topology_page() -> None:
-    from app import pages
+    from app import pages, topology
 
-    pages.guarded(pages.topology.show)
+    pages.guarded(topology.show)
 
 
 def made_up(where: Where, batch: int) -> Slice:

@@ -1,0 +1,139 @@
+"""The explorer in a real browser: every page at two sizes, addresses, keyboard, files; nothing leaves the machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+from app.grid import shipped
+from planner.problem import load_problem
+from planner.whatif import Where
+from simulator import presets
+from tests.app_browser import browser, missing, open_page, served, settle
+
+pytestmark = [
+    pytest.mark.skipif(bool(missing()), reason=missing() or "a browser is there"),
+    pytest.mark.filterwarnings("ignore"),
+]
+SIZES = ((1440, 900), (390, 844))
+SMALL = "model=fa-pool&cluster=dgx-a100-2&workload=local&max_gpus=2&base_gpus=1"
+PLAN = quote("fa-pool --cluster dgx-a100-2 --workload local --max-gpus 2 --base-gpus 1")
+PAGES = {
+    f"?{SMALL}": "Plan",
+    "whatif?phase=decode": "What if",
+    f"compare?a={PLAN}&b=": "Compare",
+    "timeline?tokens=1024&pool=8": "Timeline",
+    "topology?tokens=1024&pool=8": "Topology",
+    "validate": "Validate",
+    "documents": "Documents",
+}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with served(tmp_path_factory.mktemp("served")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def grid_is_current() -> bool:
+    return bool(shipped(Where(load_problem(presets.scenario("fa-pool")), "decode", 8)))
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_opens_by_its_address_at_both_sizes_and_asks_no_other_host(
+    address: str, chromium: Any, path: str, grid_is_current: bool
+) -> None:
+    if path.startswith("whatif") and not grid_is_current:
+        pytest.skip("the shipped grid was made from other inputs; python -m app.grid makes it again")
+    for width, height in SIZES:
+        hosts: set[str] = set()
+        context = chromium.new_context(viewport={"width": width, "height": height})
+        page = open_page(context, f"{address}/{path}", hosts)
+        assert page.locator("h1").inner_text() == PAGES[path]
+        assert page.locator("[data-testid=stException]").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert {host for host in hosts if host} == {address.removeprefix("http://")}
+        context.close()
+
+
+def test_a_slider_moved_by_keyboard_changes_map_and_address_and_a_reload_keeps_it(
+    address: str, chromium: Any, grid_is_current: bool
+) -> None:
+    if not grid_is_current:
+        pytest.skip("the shipped grid was made from other inputs; python -m app.grid makes it again")
+    page = open_page(chromium.new_context(), f"{address}/whatif?phase=decode&nics=2&batch=16&tokens=4096&pool=8")
+    before = page.locator(".ap-map").inner_html()
+    page.locator("input[type=range]").first.focus()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("location.search.includes('nics=1')", timeout=20_000)
+    settle(page)
+    assert page.locator(".ap-map").inner_html() != before
+    address_now = page.url
+    for part in ("phase=decode", "batch=16", "tokens=4096", "pool=8"):
+        assert part in address_now
+    page.reload()
+    settle(page)
+    values = [one.get_attribute("aria-valuetext") for one in page.locator("input[type=range]").all()]
+    assert values == ["1", "25.0", "16", "4096", "8"]
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "timeline?phase=%3Cscript%3Ealert(1)%3C/script%3E",
+        "timeline?scenario=..%2F..%2Fetc%2Fpasswd",
+        "topology?pool=NaN",
+        "topology?rank=99999",
+        "?max_gpus=1e309",
+        "?scenario=fa-pool&scenario=local",
+        "compare?a=%27&b=",
+        "documents?verdict=%00",
+    ],
+)
+def test_a_hostile_address_gives_a_notice_and_never_a_traceback(address: str, chromium: Any, query: str) -> None:
+    page = chromium.new_context().new_page()
+    page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
+    page.goto(f"{address}/{query}")
+    page.wait_for_selector("[data-testid=stAlert]", timeout=90_000)
+    assert page.locator("[data-testid=stException]").count() == 0
+    assert "Traceback" not in page.inner_text("body")
+    page.context.close()
+
+
+def test_a_hostile_upload_gives_a_notice(address: str, chromium: Any, tmp_path: Path) -> None:
+    page = open_page(chromium.new_context(), f"{address}/validate")
+    bad = tmp_path / "bad.json"
+    bad.write_text('{"a": 1, "a": NaN', encoding="utf-8")
+    for index in range(2):
+        page.locator("input[type=file]").nth(index).set_input_files(bad)
+        page.wait_for_timeout(1500)
+    settle(page)
+    assert "bad.json" in page.locator("[data-testid=stAlert]").first.inner_text()
+    assert page.locator("[data-testid=stException]").count() == 0
+
+
+def test_an_upload_above_five_megabytes_is_refused(address: str, chromium: Any, tmp_path: Path) -> None:
+    page = open_page(chromium.new_context(), f"{address}/validate")
+    big = tmp_path / "big.json"
+    big.write_bytes(b" " * (6 * 10**6))
+    page.locator("input[type=file]").first.set_input_files(big)
+    page.get_by_role("alert").filter(has_text="5.0MB").wait_for(timeout=20_000)
+
+
+def test_planning_can_be_stopped_and_taken_up_again(address: str, chromium: Any) -> None:
+    page = chromium.new_context().new_page()
+    page.goto(f"{address}/?scenario=fa-pool&cluster=dgx-a100-5-nic2")
+    page.get_by_role("button", name="Stop", exact=True).last.click(timeout=60_000)
+    page.wait_for_selector("text=Planning was stopped", timeout=30_000)
+    assert page.get_by_role("button", name="Plan again").count() == 1
