@@ -4,7 +4,6 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
-export PYTHONWARNINGS ?= default
 
 .PHONY: demo test lint types layers unit format clean
 

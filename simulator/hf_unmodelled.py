@@ -47,9 +47,7 @@ NO_OUTPUT_BIAS = ("llama", "mistral", "qwen3", "qwen3_moe", "qwen3_vl_text", "qw
 
 def unmodelled(values: Mapping[str, Any], kind: str) -> list[str]:
     """Every feature of a config of model_type ``kind`` that is not modelled, with the key that says so."""
-    found = [
-        f"{name} ({key} {_shown(values[key])})" for key, name in UNMODELLED_KEYS.items() if values.get(key)
-    ]
+    found = [f"{name} ({key} {_shown(values[key])})" for key, name in UNMODELLED_KEYS.items() if values.get(key)]
     if kind in UNMODELLED_TYPES:
         found.append(f"{UNMODELLED_TYPES[kind]} (model_type {kind})")
     if values.get("attention_bias") and kind in NO_OUTPUT_BIAS:

@@ -73,9 +73,7 @@ def read_rows(path: Path) -> Iterator[Row]:
     number, first = next(lines, (0, ""))
     header = [name.strip() for name in _cells(first, f"{path}:{number}")]
     if not header or len(set(header)) != len(header) or len(header) > MAX_COLUMNS:
-        raise SpecError(
-            f"{path}:1: not a CSV header of at most {MAX_COLUMNS} different names: {first[:60]!r}"
-        )
+        raise SpecError(f"{path}:1: not a CSV header of at most {MAX_COLUMNS} different names: {first[:60]!r}")
     for count, (number, line) in enumerate(lines, 1):
         place = f"{path}:{number}"
         cells = _cells(line, place)

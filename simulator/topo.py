@@ -68,9 +68,9 @@ def from_topo(path: Path, options: TopoOptions) -> Cluster:
     matrix = read_matrix(path)
     link, about_link = _node_link(matrix, options, path)
     nics, about_nics = _nics(matrix, options, path)
-    node = Node(
-        count=options.num_nodes, gpu=options.gpu.name, gpus=len(matrix.gpus), link=link, nics=nics
-    ).model_dump(mode="json")
+    node = Node(count=options.num_nodes, gpu=options.gpu.name, gpus=len(matrix.gpus), link=link, nics=nics).model_dump(
+        mode="json"
+    )
     record = {
         "name": re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-") or "cluster",
         "gpus": [options.gpu.model_dump(mode="json")],
@@ -86,9 +86,7 @@ def read_matrix(path: Path) -> Matrix:
     lines = [(number, _ANSI.sub("", line)) for number, line in read_lines(path)]
     start = next((i for i, (_, line) in enumerate(lines) if re.match(r"\s+GPU0\b", line)), None)
     if start is None:
-        raise SpecError(
-            f"{path}: no header line that begins with GPU0; give the output of nvidia-smi topo -m"
-        )
+        raise SpecError(f"{path}: no header line that begins with GPU0; give the output of nvidia-smi topo -m")
     devices = _header(lines[start][1], f"{path}:{lines[start][0]}")
     rows: list[tuple[str, ...]] = []
     for number, line in lines[start + 1 :]:
@@ -110,9 +108,7 @@ def _header(line: str, place: str) -> tuple[str, ...]:
     last = next((i for i, name in enumerate(names) if name.strip() == "CPU Affinity"), len(names))
     devices = tuple(name.strip() for name in names[:last] if name.strip())
     if len(set(devices)) != len(devices) or len(devices) > MAX_DEVICES:
-        raise SpecError(
-            f"{place}: not a header of at most {MAX_DEVICES} different devices: {line.strip()[:60]!r}"
-        )
+        raise SpecError(f"{place}: not a header of at most {MAX_DEVICES} different devices: {line.strip()[:60]!r}")
     return devices
 
 
@@ -138,13 +134,9 @@ def _node_link(matrix: Matrix, options: TopoOptions, path: Path) -> tuple[NodeLi
         return _nvlink(int(kind[2:]), len(gpus), options)
     if options.pcie_bandwidth_bytes_per_s is None:
         found = ", ".join(sorted(kinds)) or "a single GPU"
-        raise SpecError(
-            f"{path}: the GPUs' links are {found}: state pcie_bandwidth_bytes_per_s (25e9: gen 4 x16)"
-        )
+        raise SpecError(f"{path}: the GPUs' links are {found}: state pcie_bandwidth_bytes_per_s (25e9: gen 4 x16)")
     joined = [f"{matrix.devices[i]}-{matrix.devices[j]}" for (i, j), k in pairs.items() if k.startswith("NV")]
-    notes = (
-        [f"NVLink joins only {', '.join(joined)}; every pair is planned at the PCIe rate"] if joined else []
-    )
+    notes = [f"NVLink joins only {', '.join(joined)}; every pair is planned at the PCIe rate"] if joined else []
     rate, source = options.pcie_bandwidth_bytes_per_s, "stated with the import"
     link = NodeLink(kind="pcie", bandwidth_bytes_per_s=rate, latency_s=ASSUMED_LATENCY_S, source=source)
     return link, notes

@@ -160,9 +160,7 @@ def _tokens(value: Any, place: str) -> int:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,10}", value):
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_TOKENS:
-        raise SpecError(
-            f"{place}: not a whole number of tokens from 1 to {MAX_TOKENS}, got {str(value)[:40]!r}"
-        )
+        raise SpecError(f"{place}: not a whole number of tokens from 1 to {MAX_TOKENS}, got {str(value)[:40]!r}")
     return value
 
 
