@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,13 +11,15 @@ from planner.critical_path import CriticalPath, Doubt, critical_path, kind_of
 from planner.problem import Problem
 from planner.space import Question
 from simulator.allocation import Interval, Metrics, RankBytes
+from simulator.clock import collector_paused
 from simulator.cost import predict
-from simulator.engine import simulate
+from simulator.engine import run_until
 from simulator.errors import InfeasibleError
 from simulator.kernel import Kernel
 from simulator.lowering import lower
 from simulator.memory import rank_memory
 from simulator.placement import Placement
+from simulator.pricing import price
 from simulator.profile import Tag
 from simulator.program import Program
 from simulator.timeline import Timeline
@@ -51,8 +54,22 @@ def lower_for(problem: Problem, question: Question, placement: Placement, cache:
 
 def evaluate(problem: Problem, question: Question, placement: Placement, cache: Placement | None) -> Evaluated:
     """Lower and simulate. InfeasibleError where the placement does not fit the model."""
-    program = lower_for(problem, question, placement, cache)
-    timeline = simulate(program, problem.cluster, problem.profiles)
+    found = evaluate_until(problem, question, placement, cache, math.inf)
+    assert found is not None, "no deadline was passed"
+    return found
+
+
+def evaluate_until(
+    problem: Problem, question: Question, placement: Placement, cache: Placement | None, deadline_s: float
+) -> Evaluated | None:
+    """As ``evaluate``; None where the step takes longer than ``deadline_s`` (the rest is not simulated)."""
+    with collector_paused():
+        program = lower_for(problem, question, placement, cache)
+        prices = price(program, problem.cluster, problem.profiles)
+        world = problem.world.priced(prices)
+        timeline = run_until(program, problem.rates.cluster, prices.durations_s, deadline_s, world)
+    if timeline is None:
+        return None
     return Evaluated(placement, program, timeline, len(placement.ranks), len(placement.pool_ranks), timeline.duration_s)
 
 

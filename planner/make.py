@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 
-from planner.bound import step_bound
 from planner.critical_path import difference
 from planner.evaluate import Evaluated, doubt_of, lacking, memory_of, metrics_of, step_interval, try_evaluate
 from planner.problem import Problem, load_problem
-from planner.rivals import baselines, rule_placement, rule_row
-from planner.search import Race, Rival, parts_of, race
+from planner.rivals import baselines, rule_placement
+from planner.search import Race, Rival, race, try_pools
 from planner.space import Question
 from simulator.allocation import (
     Allocation,
@@ -32,8 +32,8 @@ from simulator.program import Program
 from simulator.scenario import Scenario
 from simulator.workload import Bucket, Phase
 
-QUICK_SIMULATIONS = 4  # a race, unless it is exact: seconds instead of tens of seconds
-SIMULATED_POOL = 8  # GPUs of the documents' rule; a larger pool is shown by its bound
+QUICK_SIMULATIONS = 40  # a race, unless it is exact; the documents' scenarios need fewer, so they are exact too
+POOL_SIMULATIONS = 4  # pools beside a race, to show the best even where none can win
 
 
 def make(
@@ -46,7 +46,8 @@ def make(
 ) -> Allocation:
     """Plan a scenario. InfeasibleError where a bucket has no plan; the message names what is binding.
 
-    ``exact``: simulate until nothing unsimulated can win; else a few best-first, and the gap is stated.
+    ``exact``: simulate until nothing unsimulated can win, however many that takes; else QUICK_SIMULATIONS a race at
+    most, best bound first, and where that is not enough the gap is stated.
     """
     problem = load_problem(scenario, command=command, ttft_slo_s=ttft_slo_s, tpot_slo_s=tpot_slo_s)
     return make_problem(problem, limit=None if exact else QUICK_SIMULATIONS, workers=os.cpu_count() or 1)
@@ -54,8 +55,8 @@ def make(
 
 def make_problem(problem: Problem, *, limit: int | None = None, workers: int = 1) -> Allocation:
     """Plan a problem. ``limit``: simulations a race at most (None: exact); ``workers``: processes, a bucket each."""
-    plan = partial(plan_bucket, problem, limit=limit)
-    buckets = problem.workload.buckets
+    plan = partial(plan_bucket, replace(problem), limit=limit)  # a copy: what a problem keeps cannot all be sent
+    buckets = sorted(problem.workload.buckets, key=lambda bucket: -bucket.tokens)  # the longest job first
     if workers > 1 and len(buckets) > 1:
         with ProcessPoolExecutor(min(workers, len(buckets)), mp_context=get_context("fork")) as pool:
             planned = list(pool.map(plan, buckets))
@@ -92,6 +93,8 @@ def plan_bucket(problem: Problem, bucket: Bucket, *, limit: int | None = None) -
         beside=(winner.program,),
         limit=limit,
     )
+    try_pools(problem, decode, (), simulations=POOL_SIMULATIONS)
+    try_pools(problem, prefill, (winner.program,), simulations=POOL_SIMULATIONS)
     return choose(problem, bucket, prefill, (winner.program,)), choose(problem, bucket, decode, ())
 
 
@@ -108,8 +111,8 @@ def digests(problem: Problem) -> Digests:
 def choose(problem: Problem, bucket: Bucket, found: Race, beside: tuple[Program, ...]) -> Choice:
     """The winner of a race as an entry of the policy."""
     ranking, question = found.ranking(), found.question
-    winner = found.simulated[ranking[0].row]
-    second = next((r for r in ranking[1:] if differs(found.simulated[r.row].placement, winner.placement)), None)
+    winner, pool = found.simulated[ranking[0].row], found.best_pool()
+    second = found.runner_up()
     margin = None if second is None else _margin(problem, found, ranking[0], second)
     return Choice(
         phase=question.phase,
@@ -128,17 +131,12 @@ def choose(problem: Problem, bucket: Bucket, found: Race, beside: tuple[Program,
         runner_up=None if second is None else alternative(problem, found.simulated[second.row]),
         margin=margin,
         too_close_to_call=margin is not None and margin.p05 <= 0.0,
-        rule=_rule(problem, question, found.cache),
+        rule=_rival(problem, question, rule_placement(question), found.cache),
         baselines=tuple(_rival(problem, question, one, found.cache) for one in baselines(question)),
-        best_pool=_best_pool(problem, found),
+        best_pool=None if pool is None else alternative(problem, found.simulated[pool.row]),
         pareto=_pareto(found),
         search=found.search(),
     )
-
-
-def differs(one: Placement, other: Placement) -> bool:
-    """Different GPUs, groups or grids: not only another block rule, multicast or number of pieces."""
-    return one.stages != other.stages or one.micro_batches != other.micro_batches
 
 
 def _margin(problem: Problem, found: Race, first: Rival, second: Rival) -> Interval:
@@ -180,29 +178,6 @@ def _rival(problem: Problem, question: Question, placement: Placement | str, cac
         name=placement.name, placement=placement, num_gpus=len(placement.ranks), pool_gpus=len(placement.pool_ranks),
         step_s=None, infeasible=found,
     )  # fmt: skip
-
-
-def _rule(problem: Problem, question: Question, cache: Placement | None) -> Alternative:
-    """The documents' rule: simulated, or by its bound where its pool sends too many messages for that to be quick."""
-    placement = rule_placement(question)
-    if isinstance(placement, str) or len(placement.pool_ranks) <= SIMULATED_POOL:
-        return _rival(problem, question, placement, cache)
-    bound_s = float(
-        step_bound(question, rule_row(question), problem.rates, parts=None if cache is None else parts_of(cache))[0]
-    )
-    return Alternative(
-        name=placement.name,
-        placement=placement,
-        num_gpus=len(placement.ranks),
-        pool_gpus=len(placement.pool_ranks),
-        step_s=None,
-        bound_s=bound_s,
-    )
-
-
-def _best_pool(problem: Problem, found: Race) -> Alternative | None:
-    pools = [r for r in found.ranking() if found.simulated[r.row].pool_gpus]
-    return alternative(problem, found.simulated[pools[0].row]) if pools else None
 
 
 def _pareto(found: Race) -> tuple[ParetoPoint, ...]:

@@ -17,6 +17,7 @@ from simulator.model import Model
 from simulator.profile import Profile
 from simulator.scenario import Objective, Scenario
 from simulator.workload import Bucket, Phase, Workload
+from simulator.world import World, world_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Problem:
     @cached_property
     def rates(self) -> Rates:
         return make_rates(self.cluster, self.profiles, self.dtype)
+
+    @cached_property
+    def world(self) -> World:
+        """What every simulation of this problem runs on, so that candidates share the collectives' prices."""
+        return world_of(self.profiles)
 
     def question(self, phase: Phase, bucket: Bucket) -> Question:
         """A bucket's planning question in one phase."""

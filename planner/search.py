@@ -1,7 +1,8 @@
 """Search: the best placement of every phase and length bucket, exact with respect to the simulator.
 
 All candidates get a lower bound at once (``bound``); the most promising are simulated until no bound is below the best
-simulated time: what was never simulated cannot win, so the optimality gap is 0 (or stated, under a limit). Decode is
+simulated time: what was never simulated cannot win, so the optimality gap is 0 (or stated, under a limit). A simulation
+stops as soon as its clock passes the runner-up, so losers cost less than winners. Decode is
 planned first: prefill then leaves its KV cache where the chosen decode placement reads it.
 Objectives: ttft and tpot are a step's seconds; tps tokens/s (the same order at a given batch); tps_per_gpu and cost
 GPU-seconds a token. Ties go to fewer GPUs, then to the earlier candidate.
@@ -11,16 +12,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
-from planner.bound import step_bound
-from planner.evaluate import Evaluated, evaluate, lacking, memory_of
+from planner.bound import ROUNDING, step_bound
+from planner.evaluate import Evaluated, evaluate_until, lacking, memory_of
 from planner.problem import Problem
 from planner.rates import Array
 from planner.space import Question, Scheme, Table, enumerate_space, num_gpus, placement_of
-from simulator.allocation import RankBytes, Search
+from simulator.allocation import Search
 from simulator.errors import InfeasibleError
 from simulator.placement import Placement
 from simulator.program import Program
@@ -44,7 +46,8 @@ class Rival:
 
 @dataclass
 class Race:
-    """What a search found. ``simulated`` by row; ``refused`` by row, with the reason."""
+    """What a search found. ``simulated`` by row; ``refused`` by row, with the reason; ``late``: seconds that rows take
+    longer than (they were stopped there)."""
 
     question: Question
     table: Table
@@ -53,9 +56,9 @@ class Race:
     cache: Placement | None
     simulated: dict[int, Evaluated] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
-    memory: dict[int, tuple[RankBytes, ...]] = field(default_factory=dict)
     gap: float = 0.0
     known: dict[int, Evaluated] = field(default_factory=dict)
+    late: dict[int, float] = field(default_factory=dict)
 
     def ranking(self) -> list[Rival]:
         """Simulated and fitting candidates, best first."""
@@ -67,9 +70,29 @@ class Race:
         ]
         return sorted(rivals, key=lambda rival: rival.key)
 
+    @property
+    def best_score(self) -> float:
+        ranking = self.ranking()
+        return ranking[0].score if ranking else np.inf
+
+    def best_pool(self) -> Rival | None:
+        return next((rival for rival in self.ranking() if self.simulated[rival.row].pool_gpus), None)
+
     def search(self) -> Search:
-        lowered = len(self.simulated) + len(self.refused)
-        return Search(candidates=len(self.table), lowered=lowered, simulated=len(self.simulated), gap=self.gap)
+        simulated = len(self.simulated) + len(self.late)
+        lowered = simulated + len(self.refused.keys() - self.simulated.keys())
+        return Search(candidates=len(self.table), lowered=lowered, simulated=simulated, gap=self.gap)
+
+    def runner_up(self) -> Rival | None:
+        """The best on other GPUs, groups or grids than the winner's."""
+        ranking = self.ranking()
+        placements = [self.simulated[rival.row].placement for rival in ranking]
+        return next((r for r, one in zip(ranking, placements, strict=True) if differs(one, placements[0])), None)
+
+
+def differs(one: Placement, other: Placement) -> bool:
+    """Different GPUs, groups or grids: not only another block rule, multicast or number of pieces."""
+    return one.stages != other.stages or one.micro_batches != other.micro_batches
 
 
 def score_factor(problem: Problem, question: Question, table: Table) -> Array:
@@ -96,21 +119,34 @@ def race(
     table = enumerate_space(question)
     table = table if rows is None else table[rows]
     found = _bounded(problem, question, table, cache, beside)
-    scores, bounds = found.scores, found.bounds
-    slo_s = problem.limits.ttft_slo_s if question.phase == "prefill" else problem.limits.tpot_slo_s
-    best = np.inf
-    for number, row in enumerate(_promising(found, slo_s)):
-        if scores[row] > best:
+    for number, row in enumerate(_promising(found, _slo_s(problem, question))):
+        best = found.best_score
+        if found.scores[row] > best:
             break
         if limit is not None and number >= limit and np.isfinite(best):
-            found.gap = max(0.0, 1.0 - float(scores[row]) / best)
+            found.gap = max(0.0, 1.0 - float(found.scores[row]) / best)
             break
-        _try(problem, found, row, beside, slo_s, best)
-        if row in found.simulated and row not in found.refused:
-            best = min(best, found.simulated[row].step_s * float(scores[row] / bounds[row]))
-    if not np.isfinite(best):
+        second = found.runner_up()
+        _try(problem, found, row, beside, np.inf if second is None else second.score)
+    if not np.isfinite(found.best_score):
         raise InfeasibleError(_why_nothing(problem, found))
     return found
+
+
+def try_pools(problem: Problem, found: Race, beside: tuple[Program, ...], *, simulations: int) -> None:
+    """Simulate the pools of best bound too where they are not in the race, so that its best pool is known."""
+    slo_s = _slo_s(problem, found.question)
+    pools = np.isin(found.table["scheme"], (Scheme.POOL, Scheme.JOINED))
+    for row in islice((row for row in _promising(found, slo_s) if pools[row]), simulations):
+        best = found.best_pool()
+        if best is not None and found.scores[row] > best.score:
+            break
+        if row not in found.simulated and row not in found.late and row not in found.refused:
+            _try(problem, found, row, beside, np.inf if best is None else best.score)
+
+
+def _slo_s(problem: Problem, question: Question) -> float | None:
+    return problem.limits.ttft_slo_s if question.phase == "prefill" else problem.limits.tpot_slo_s
 
 
 def _bounded(
@@ -124,11 +160,8 @@ def _bounded(
     bounds[first] = np.maximum(bounds[first], step_bound(question, table[first], problem.rates, parts=parts))
     best = int(first[np.argmin((bounds * factor)[first])])
     found = Race(question, table, bounds, bounds * factor, cache)
-    _try(problem, found, best, beside, None, np.inf)
-    limit = np.inf
-    if best in found.simulated and best not in found.refused:
-        limit = found.simulated[best].step_s * float(factor[best])
-    near = np.setdiff1d(np.flatnonzero(bounds * factor <= limit), first)
+    _try(problem, found, best, beside, np.inf)
+    near = np.setdiff1d(np.flatnonzero(bounds * factor <= found.best_score), first)
     if len(near):
         bounds[near] = np.maximum(bounds[near], step_bound(question, table[near], problem.rates, parts=parts))
     return Race(question, table, bounds, bounds * factor, cache, known=found.simulated)
@@ -141,25 +174,25 @@ def _promising(found: Race, slo_s: float | None) -> Iterator[int]:
             yield int(row)
 
 
-def _try(
-    problem: Problem, found: Race, row: int, beside: tuple[Program, ...], slo_s: float | None, best: float
-) -> None:
-    """Simulate a row; refuse it if it does not fit model, SLO or memory (only checked if it would lead)."""
-    placement = placement_of(found.question, found.table[row])
+def _try(problem: Problem, found: Race, row: int, beside: tuple[Program, ...], worst: float) -> None:
+    """Simulate a row until its score passes ``worst``; refuse it if it does not fit model, SLO or memory."""
+    placement, slo_s = placement_of(found.question, found.table[row]), _slo_s(problem, found.question)
+    deadline_s = worst * float(found.bounds[row] / found.scores[row]) * (1 + ROUNDING)
     try:
-        evaluated = found.known.get(row) or evaluate(problem, found.question, placement, found.cache)
+        evaluated = found.known.get(row) or evaluate_until(problem, found.question, placement, found.cache, deadline_s)
     except InfeasibleError as error:
         found.refused[row] = str(error)
+        return
+    if evaluated is None:
+        found.late[row] = deadline_s
         return
     found.simulated[row] = evaluated
     if slo_s is not None and evaluated.step_s > slo_s:
         found.refused[row] = f"{evaluated.step_s:.4g} s misses the SLO of {slo_s:.4g} s"
         return
-    if evaluated.step_s * float(found.scores[row] / found.bounds[row]) <= best:
-        found.memory[row] = memory_of(problem, [evaluated.program, *beside])
-        short = lacking(found.memory[row])
-        if short is not None:
-            found.refused[row] = f"rank {short.rank} lacks {-short.headroom_bytes} bytes"
+    short = lacking(memory_of(problem, [evaluated.program, *beside]))
+    if short is not None:
+        found.refused[row] = f"rank {short.rank} lacks {-short.headroom_bytes} bytes"
 
 
 def parts_of(cache: Placement) -> int:

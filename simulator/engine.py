@@ -10,52 +10,51 @@ What it ignores: host threads (an operation is issued long before it can run), m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import simpy
 
-from simulator.clock import Clock, collector_paused
+from simulator.clock import Clock, collector_paused, picoseconds
 from simulator.cluster import Cluster
-from simulator.collective_cost import Call, InNode, collective_cost, unmeasured
+from simulator.collective_cost import Call, collective_cost
 from simulator.deadlock import Stuck, deadlock_message
 from simulator.errors import ExecutionError, InfeasibleError
-from simulator.host import Host
 from simulator.network import CollectiveFlow, Network
-from simulator.pricing import Quantile, as_measured, measured_collectives, price
+from simulator.pricing import Quantile, as_measured, price
 from simulator.profile import Profile
 from simulator.program import Collective, Program, Recv, Send
 from simulator.streams import COMPUTE, RankStreams, StreamKey, streams_of
 from simulator.timeline import Timeline
 from simulator.topology import Topology
 from simulator.units import PICOSECONDS_PER_S
+from simulator.world import Seconds, World, world_of
 
-Seconds = Sequence[float] | npt.NDArray[np.float64]
+__all__ = ["World", "run", "run_until", "simulate", "world_of"]
+
 Process = Generator[simpy.Event, Any, None]
 TRANSFERS = (Send, Recv, Collective)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class World:
-    """What a program runs on besides its cluster. ``moved_bytes[r][i]``: device-memory traffic of an operation, for
-    CPU nodes that share memory bandwidth. ``launch_s[r]`` is only passed on to the timeline."""
-
-    in_node: InNode = unmeasured
-    hosts: Mapping[str, Host] = field(default_factory=dict)
-    moved_bytes: Sequence[Seconds] | None = None
-    launch_s: tuple[float, ...] | None = None
-    record_load: bool = False
 
 
 def run(program: Program, cluster: Cluster, durations_s: Sequence[Seconds], world: World | None = None) -> Timeline:
     """The timeline of ``program`` when operation i of rank r computes ``durations_s[r][i]`` seconds on its own device
     (transfers' entries are ignored; a node's slowdown comes on top). ExecutionError on a deadlock."""
+    timeline = run_until(program, cluster, durations_s, math.inf, world)
+    assert timeline is not None, "no deadline was passed"
+    return timeline
+
+
+def run_until(
+    program: Program, cluster: Cluster, durations_s: Sequence[Seconds], deadline_s: float, world: World | None = None
+) -> Timeline | None:
+    """As ``run``; None as soon as the clock passes ``deadline_s``: the program takes longer."""
     _check_size(program, cluster)
     with collector_paused():
-        return _Run(program, Topology(cluster), durations_s, world or World()).play()
+        return _Run(program, Topology(cluster), durations_s, world or World()).play(deadline_s)
 
 
 def simulate(
@@ -72,14 +71,8 @@ def simulate(
     """
     _check_size(program, cluster)
     prices = price(program, cluster, profiles, quantile)
-    world = World(
-        in_node=measured_collectives(profiles, quantile),
-        hosts={name: profile.host for name, profile in profiles.items() if profile.host is not None},
-        moved_bytes=prices.moved_bytes,
-        launch_s=prices.launch_s,
-        record_load=record_load,
-    )
-    return run(program, as_measured(cluster, profiles), prices.durations_s, world)
+    world = replace(world_of(profiles, quantile), record_load=record_load)
+    return run(program, as_measured(cluster, profiles), prices.durations_s, world.priced(prices))
 
 
 def _check_size(program: Program, cluster: Cluster) -> None:
@@ -118,12 +111,14 @@ class _Run:
         self.groups: dict[tuple[int, ...], int] = {}
         self.flows: dict[Call, CollectiveFlow] = {}
 
-    def play(self) -> Timeline:
+    def play(self, deadline_s: float) -> Timeline | None:
         for rank, streams in enumerate(self.streams):
             for key, numbers in streams.streams.items():
                 self.clock.process(self._stream(rank, key, numbers))
-        self.clock.run()
+        self.clock.run(None if math.isinf(deadline_s) else picoseconds(deadline_s) + 1)
         stuck = self._stuck()
+        if stuck and not math.isinf(self.clock.peek()):
+            return None
         if stuck:
             raise ExecutionError(deadlock_message(self.program, stuck))
         return self._timeline()
