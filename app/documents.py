@@ -8,8 +8,8 @@ import streamlit as st
 
 from app import style
 from app.inputs import choose, write
-from planner.paper import counts, rows
-from planner.paper_statement import DOCUMENTS, Statement
+from planner.paper.statement import DOCUMENTS, Statement
+from planner.paper.statements import counts, rows
 
 ALL = "all"
 MARKS = {

@@ -22,7 +22,7 @@ from calibration import sweep
 from executor.reference import Reference
 from executor.replay import replay
 from executor.session import Generation, prompts_of
-from planner.documents_placements import fa_pool, fa_pool_decode, static
+from planner.documents.placements import fa_pool, fa_pool_decode, static
 from simulator import presets
 from simulator.cluster import Cluster
 from simulator.errors import AttnplanError

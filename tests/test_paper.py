@@ -10,12 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner import documents, paper, paper_experiments, paper_replay, paper_speedup, paper_two_level
-from planner import documents_separation as separation
-from planner import documents_two_level as two_level
-from planner.paper_page import page
-from planner.paper_statement import Statement, close, judged, specified, unverifiable
-from planner.paper_steps import model, nodes
+from planner.documents import rules as documents
+from planner.documents import separation, two_level
+from planner.paper import experiments as paper_experiments
+from planner.paper import replay as paper_replay
+from planner.paper import speedup as paper_speedup
+from planner.paper import statements as paper
+from planner.paper import two_level as paper_two_level
+from planner.paper.page import page
+from planner.paper.statement import Statement, close, judged, specified, unverifiable
+from planner.paper.steps import model, nodes
 from simulator.lowering import lower
 from simulator.placement import AttentionGrid, Placement, Stage
 from simulator.program import Collective, Send

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from planner import paper_scenarios as scenarios
-from planner.paper_scaling import POOLS
-from planner.paper_slices import decode_choice
-from planner.paper_speedup import ceiling, speed_up
-from planner.paper_split import crossover, sweep
+from planner.paper import scenarios
+from planner.paper.scaling import POOLS
+from planner.paper.slices import decode_choice
+from planner.paper.speedup import ceiling, speed_up
+from planner.paper.split import crossover, sweep
 
 MAY_LIE_OUTSIDE = {
     "break-even from kernels, KV overlapped, p = 16, 2 NICs",  # lengths beyond the calibrated range

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 
 from planner.commands.output import progress, table, to_terminal
-from planner.paper_statement import DOCUMENTS, Statement
+from planner.paper.statement import DOCUMENTS, Statement
 from simulator.errors import SpecError
 
 
@@ -25,7 +25,7 @@ def paper(arguments: argparse.Namespace) -> int:
 
 def statements_of(document: str | None) -> tuple[Statement, ...]:
     """All statements, or those of one document by its letter."""
-    from planner.paper import rows
+    from planner.paper.statements import rows
 
     with progress("computing the documents' statements") as update:
         found = rows()
@@ -39,7 +39,7 @@ def as_json(row: Statement) -> dict[str, str]:
 
 def show(statements: tuple[Statement, ...]) -> None:
     """A table a document, then the number of statements by verdict."""
-    from planner.paper import counts
+    from planner.paper.statements import counts
 
     columns = ("", "claim", "ours", "criterion", "assumptions", "verdict", "tag")
     for name in DOCUMENTS.values():

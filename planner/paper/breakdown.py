@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.documents import BASE_GPUS, CATEGORY_EDGES, allocate_gpus, amdahl_share, threshold_tokens
-from planner.documents_placements import fa_pool, static
-from planner.paper_architecture import pooled_program
-from planner.paper_keypoints import pooled
-from planner.paper_replay import LENGTHS
-from planner.paper_speedup import over_baseline, speed_up
-from planner.paper_statement import Statement, close, judged, unverifiable, within
-from planner.paper_steps import cluster, core_s, kv_bytes_per_sequence, model, parts_s, prefill_s, sent_bytes, timeline
+from planner.documents.placements import fa_pool, static
+from planner.documents.rules import BASE_GPUS, CATEGORY_EDGES, allocate_gpus, amdahl_share, threshold_tokens
+from planner.paper.architecture import pooled_program
+from planner.paper.keypoints import pooled
+from planner.paper.replay import LENGTHS
+from planner.paper.speedup import over_baseline, speed_up
+from planner.paper.statement import Statement, close, judged, unverifiable, within
+from planner.paper.steps import cluster, core_s, kv_bytes_per_sequence, model, parts_s, prefill_s, sent_bytes, timeline
 from simulator import program as p
 from simulator.metrics import documents_tps
 from simulator.statistics import DOCUMENTS_MAX_STD_RATIO

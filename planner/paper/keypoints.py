@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from planner.documents import BASE_GPUS
-from planner.documents_placements import fa_pool, static
-from planner.paper_scaling import plateau
-from planner.paper_speedup import baseline_s, ceiling, over_baseline
-from planner.paper_statement import Statement, close, judged, specified
-from planner.paper_steps import model, prefill_s, timeline
+from planner.documents.placements import fa_pool, static
+from planner.documents.rules import BASE_GPUS
+from planner.paper.scaling import plateau
+from planner.paper.speedup import baseline_s, ceiling, over_baseline
+from planner.paper.statement import Statement, close, judged, specified
+from planner.paper.steps import model, prefill_s, timeline
 from simulator.kernel import AttentionPrefill, flops
 from simulator.pool_policy import DOCUMENTS_RULE, PoolRules
 from simulator.resource_manager import Activated, BatchEnded, BatchFormed, Released, decide, idle_pool

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from planner.documents import BASE_GPUS
-from planner.documents_separation import distribute_heads
+from planner.documents.rules import BASE_GPUS
+from planner.documents.separation import distribute_heads
 from simulator.model import Model
 from simulator.placement import AttentionGrid, BlockRule, Exit, Multicast, Placement, Stage, even_split
 

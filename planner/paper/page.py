@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from planner.paper_replay import BASELINE_MS, BATCH, FA_POOL_MS, LENGTHS, replay
-from planner.paper_speedup import break_even_tokens, ceiling, over_baseline, simulated_break_even_tokens, split
-from planner.paper_statement import DOCUMENTS, Statement
+from planner.paper.replay import BASELINE_MS, BATCH, FA_POOL_MS, LENGTHS, replay
+from planner.paper.speedup import break_even_tokens, ceiling, over_baseline, simulated_break_even_tokens, split
+from planner.paper.statement import DOCUMENTS, Statement
 
 INTRODUCTION = """# The documents against physics
 

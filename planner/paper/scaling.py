@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from planner.documents_placements import fa_pool, fa_pool_as_written, static
-from planner.paper_speedup import ceiling, overlapped_speed_up, speed_up
-from planner.paper_statement import Statement, close, judged, within
-from planner.paper_steps import model, nodes, sent_bytes, timeline
+from planner.documents.placements import fa_pool, fa_pool_as_written, static
+from planner.paper.speedup import ceiling, overlapped_speed_up, speed_up
+from planner.paper.statement import Statement, close, judged, within
+from planner.paper.steps import model, nodes, sent_bytes, timeline
 from simulator import program as p
 from simulator.kernel import flops
 from simulator.lowering import lower

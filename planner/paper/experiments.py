@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.documents import allocate_gpus, category
-from planner.documents_placements import static
-from planner.paper_keypoints import communication_share, pooled
-from planner.paper_replay import BASELINE_MS, FA_POOL_MS, LENGTHS
-from planner.paper_scaling import plateau
-from planner.paper_speedup import ceiling, over_baseline
-from planner.paper_statement import Statement, close, judged, specified, unverifiable, within
-from planner.paper_steps import cluster, decode_s, model
+from planner.documents.placements import static
+from planner.documents.rules import allocate_gpus, category
+from planner.paper.keypoints import communication_share, pooled
+from planner.paper.replay import BASELINE_MS, FA_POOL_MS, LENGTHS
+from planner.paper.scaling import plateau
+from planner.paper.speedup import ceiling, over_baseline
+from planner.paper.statement import Statement, close, judged, specified, unverifiable, within
+from planner.paper.steps import cluster, decode_s, model
 from simulator.metrics import documents_tps
 from simulator.statistics import accept, paired_t_test
 from simulator.timeline import breakdown, utilisation

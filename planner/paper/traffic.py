@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.documents_placements import ma_separation
-from planner.documents_separation import (
+from planner.documents.placements import ma_separation
+from planner.documents.separation import (
     MEMORY_AS_WRITTEN_GB,
     TOP_K_SHARE,
     all_reduce_bytes,
@@ -21,9 +21,9 @@ from planner.documents_separation import (
     top_k_gradient,
     training_memory,
 )
-from planner.paper_separation import CLUSTER, separated_program
-from planner.paper_statement import Statement, close, judged, specified
-from planner.paper_steps import cluster, model, nodes
+from planner.paper.separation import CLUSTER, separated_program
+from planner.paper.statement import Statement, close, judged, specified
+from planner.paper.steps import cluster, model, nodes
 from simulator import program as p
 from simulator.lowering import lower
 from simulator.metrics import documents_gap_tpot_s, tokens_per_s

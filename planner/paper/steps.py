@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Literal
 
-from planner.documents_placements import static
+from planner.documents.placements import static
 from simulator import presets, program
 from simulator.cluster import Cluster
 from simulator.cost import predict

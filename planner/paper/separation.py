@@ -6,8 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from planner.documents_placements import ma_separation
-from planner.documents_separation import (
+from planner.documents.placements import ma_separation
+from planner.documents.separation import (
     balance,
     broadcast_copies,
     contiguous_ranges,
@@ -23,9 +23,9 @@ from planner.documents_separation import (
     predictor_layers,
     predictor_parameters,
 )
-from planner.paper_split import balancing_batch, split_times, sweep
-from planner.paper_statement import Statement, close, judged, specified
-from planner.paper_steps import cluster, model, nodes, seconds_of, timeline
+from planner.paper.split import balancing_batch, split_times, sweep
+from planner.paper.statement import Statement, close, judged, specified
+from planner.paper.steps import cluster, model, nodes, seconds_of, timeline
 from simulator import program as p
 from simulator.kernel import AttentionPrefill, Moe, flops
 from simulator.lowering import lower

@@ -13,30 +13,30 @@ import sys
 from functools import lru_cache
 from pathlib import Path
 
-from planner import (
-    paper_architecture,
-    paper_breakdown,
-    paper_experiments,
-    paper_keypoints,
-    paper_performance,
-    paper_scaling,
-    paper_separation,
-    paper_traffic,
-    paper_two_level,
+from planner.paper import (
+    architecture,
+    breakdown,
+    experiments,
+    keypoints,
+    performance,
+    scaling,
+    separation,
+    traffic,
+    two_level,
 )
-from planner.paper_statement import DOCUMENTS, Statement
+from planner.paper.statement import DOCUMENTS, Statement
 
-DEFAULT_FILE = Path(__file__).resolve().parent.parent / "docs" / "paper-vs-physics.md"
+DEFAULT_FILE = Path(__file__).resolve().parents[2] / "docs" / "paper-vs-physics.md"
 PARTS = (
-    paper_architecture,
-    paper_performance,
-    paper_scaling,
-    paper_keypoints,
-    paper_experiments,
-    paper_breakdown,
-    paper_separation,
-    paper_traffic,
-    paper_two_level,
+    architecture,
+    performance,
+    scaling,
+    keypoints,
+    experiments,
+    breakdown,
+    separation,
+    traffic,
+    two_level,
 )
 
 
@@ -58,7 +58,7 @@ def counts(statements: tuple[Statement, ...] | None = None) -> dict[str, int]:
 
 def main(arguments: list[str]) -> int:
     """Write the page; its path goes to stdout."""
-    from planner.paper_page import page
+    from planner.paper.page import page
 
     target = Path(arguments[0]) if arguments else DEFAULT_FILE
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Reference scenarios S1–S8: an independent estimate of this project's key figures beside what attnplan computes.
 
-``python -m planner.paper_scenarios`` writes docs/scenarios.md. A figure outside its margin carries a written reason,
+``python -m planner.paper.scenarios`` writes docs/scenarios.md. A figure outside its margin carries a written reason,
 with figures, and is reported as outside; nothing is tuned towards the estimate.
 """
 
@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from planner.documents import threshold_tokens
-from planner.documents_placements import context_parallel, context_parallel_decode, fa_pool_decode, static
-from planner.documents_separation import all_reduce_bytes, distribute_heads, ring_bytes_per_gpu
-from planner.documents_two_level import TwoLevel, moved_bytes, parameters_per_device, score_bytes
-from planner.paper_performance import attention_block_s
-from planner.paper_replay import replay
-from planner.paper_scaling import POOLS
-from planner.paper_slices import decode_choice
-from planner.paper_speedup import (
+from planner.documents.placements import context_parallel, context_parallel_decode, fa_pool_decode, static
+from planner.documents.rules import threshold_tokens
+from planner.documents.separation import all_reduce_bytes, distribute_heads, ring_bytes_per_gpu
+from planner.documents.two_level import TwoLevel, moved_bytes, parameters_per_device, score_bytes
+from planner.paper.performance import attention_block_s
+from planner.paper.replay import replay
+from planner.paper.scaling import POOLS
+from planner.paper.slices import decode_choice
+from planner.paper.speedup import (
     break_even_tokens,
     ceiling,
     flash_flop_per_s,
@@ -28,12 +28,12 @@ from planner.paper_speedup import (
     simulated_break_even_tokens,
     speed_up,
 )
-from planner.paper_split import balancing_batch, split_times
-from planner.paper_steps import core_s, decode_s, model, parts_s, prefill_s, timeline
+from planner.paper.split import balancing_batch, split_times
+from planner.paper.steps import core_s, decode_s, model, parts_s, prefill_s, timeline
 from simulator.units import GB
 from simulator.workload import decode_step, prefill_step
 
-DEFAULT_FILE = Path(__file__).resolve().parent.parent / "docs" / "scenarios.md"
+DEFAULT_FILE = Path(__file__).resolve().parents[2] / "docs" / "scenarios.md"
 LENGTH = 16384
 
 
@@ -213,7 +213,7 @@ def _s8() -> tuple[Outcome, ...]:
 
 def page() -> str:
     """docs/scenarios.md."""
-    from planner.paper_scenario_page import text
+    from planner.paper.scenario_page import text
 
     return text(outcomes())
 

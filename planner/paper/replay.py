@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from planner.documents import allocate_gpus
-from planner.documents_placements import fa_pool, static
-from planner.paper_steps import core_s, model, prefill_s, unfused_core_s
+from planner.documents.placements import fa_pool, static
+from planner.documents.rules import allocate_gpus
+from planner.paper.steps import core_s, model, prefill_s, unfused_core_s
 
 BATCH = 12
 LENGTHS = (512, 2048, 8192, 16384)

@@ -6,7 +6,8 @@ from functools import lru_cache
 
 import numpy as np
 
-from planner.documents import (
+from planner.documents.placements import fa_pool_as_written, static
+from planner.documents.rules import (
     BASE_GPUS,
     MAX_POOL_GPUS,
     THRESHOLD_TOKENS,
@@ -19,10 +20,9 @@ from planner.documents import (
     check_pool_size,
     query_blocks,
 )
-from planner.documents_placements import fa_pool_as_written, static
-from planner.paper_speedup import split
-from planner.paper_statement import Statement, close, judged, specified
-from planner.paper_steps import cluster, kv_bytes_per_sequence, model, nodes, prefill_s, sent_bytes
+from planner.paper.speedup import split
+from planner.paper.statement import Statement, close, judged, specified
+from planner.paper.steps import cluster, kv_bytes_per_sequence, model, nodes, prefill_s, sent_bytes
 from simulator import program as p
 from simulator.collectives import tree_depth
 from simulator.lowering import lower

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from planner.documents_two_level import FORMS, TwoLevel, moved_bytes
-from planner.paper_steps import seconds_of
+from planner.documents.two_level import FORMS, TwoLevel, moved_bytes
+from planner.paper.steps import seconds_of
 from simulator.kernel import AttentionDecode
 from simulator.units import GB
 

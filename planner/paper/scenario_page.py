@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from planner.documents_two_level import TwoLevel
-from planner.paper_page import table
-from planner.paper_scaling import POOLS
-from planner.paper_slices import byte_table, decode_choice
-from planner.paper_speedup import (
+from planner.documents.two_level import TwoLevel
+from planner.paper.page import table
+from planner.paper.scaling import POOLS
+from planner.paper.slices import byte_table, decode_choice
+from planner.paper.speedup import (
     break_even_tokens,
     closed_form_break_even_tokens,
     flash_flop_per_s,
     simulated_break_even_tokens,
     speed_up,
 )
-from planner.paper_split import balancing_batch, crossover, sweep
+from planner.paper.split import balancing_batch, crossover, sweep
 from simulator.workload import Phase
 
 if TYPE_CHECKING:
-    from planner.paper_scenarios import Outcome
+    from planner.paper.scenarios import Outcome
 
 
 def text(outcomes: Sequence[Outcome]) -> str:
@@ -46,7 +46,7 @@ def _figures(outcomes: Sequence[Outcome]) -> list[str]:
         "# Reference scenarios",
         "",
         "An independent estimate of the key figures, and what attnplan computes for them. Written by",
-        "`python -m planner.paper_scenarios`; nothing is tuned towards the estimate.",
+        "`python -m planner.paper.scenarios`; nothing is tuned towards the estimate.",
         "",
     ]
     return [*head, *table(["", "figure", "accepted range", "ours", ""], lines)]
@@ -88,7 +88,7 @@ def _pools() -> list[str]:
 
 
 def _decode() -> list[str]:
-    from planner.paper_scenarios import decode_speed_up
+    from planner.paper.scenarios import decode_speed_up
 
     lines = [
         [f"{pool}", f"{decode_speed_up(pool):.2f}×", f"{decode_speed_up(pool, head_groups=1):.2f}×"] for pool in POOLS

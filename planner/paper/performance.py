@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
-from planner.documents import Measured, threshold_tokens, threshold_tokens_by_reading
-from planner.documents_placements import static
-from planner.paper_architecture import pooled_program
-from planner.paper_speedup import NIC_BYTES_PER_S, break_even_tokens
-from planner.paper_statement import Statement, close, judged, unverifiable
-from planner.paper_steps import (
+from planner.documents.placements import static
+from planner.documents.rules import Measured, threshold_tokens, threshold_tokens_by_reading
+from planner.paper.architecture import pooled_program
+from planner.paper.speedup import NIC_BYTES_PER_S, break_even_tokens
+from planner.paper.statement import Statement, close, judged, unverifiable
+from planner.paper.steps import (
     core_s,
     kv_bytes_per_sequence,
     model,

@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from planner.documents_separation import moe_gpu_parameters
-from planner.paper_steps import model, profile, seconds_of
+from planner.documents.separation import moe_gpu_parameters
+from planner.paper.steps import model, profile, seconds_of
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, Moe
 from simulator.units import DTYPE_BYTES
 from simulator.workload import Phase

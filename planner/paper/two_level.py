@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from planner.documents_two_level import (
+from planner.documents.two_level import (
     FORMS,
     PARAMETERS_AS_WRITTEN,
     TwoLevel,
@@ -25,8 +25,8 @@ from planner.documents_two_level import (
     relative_error,
     score_bytes,
 )
-from planner.paper_statement import Statement, close, judged, specified
-from planner.paper_steps import model
+from planner.paper.statement import Statement, close, judged, specified
+from planner.paper.steps import model
 from simulator.units import format_bytes
 
 Rows = tuple[Statement, ...]

@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from planner.documents import BASE_GPUS, allocate_gpus
-from planner.documents_placements import fa_pool, static
-from planner.paper_steps import cluster, core_s, model, prefill_s, unfused_core_s
+from planner.documents.placements import fa_pool, static
+from planner.documents.rules import BASE_GPUS, allocate_gpus
+from planner.paper.steps import cluster, core_s, model, prefill_s, unfused_core_s
 from simulator.units import DTYPE_BYTES
 
 NIC_BYTES_PER_S = 25e9  # one HDR NIC, 200 Gb/s; FA Pool experiments 4.6

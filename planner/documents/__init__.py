@@ -1,0 +1,1 @@
+"""The documents' own rules, formulas and placements, as plain functions."""

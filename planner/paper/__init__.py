@@ -1,0 +1,1 @@
+"""The documents against arithmetic and simulation: 146 statements, each computed and judged."""
