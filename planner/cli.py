@@ -86,6 +86,7 @@ def _add_planning(commands: Commands) -> None:  # type: ignore[valid-type]
     make = _command(commands, "make", "make:make", "choose the best policy and write allocation.json")
     scenario_options(make)
     make.add_argument("-o", "--output", type=Path, default=Path("allocation.json"), metavar="FILE")
+    make.add_argument("--exact", action="store_true", help="prove every choice, beyond the default of 40 simulations")
     _json(make)
     compare = _command(commands, "compare", "compare:compare", "all schemes side by side on one workload")
     scenario_options(compare)

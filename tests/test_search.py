@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from planner.critical_path import Doubt, difference
-from planner.evaluate import Evaluated, lacking, memory_of, try_evaluate
+from planner.evaluate import Evaluated, evaluate_until, lacking, memory_of, try_evaluate
 from planner.problem import Problem
-from planner.search import race, score_factor
+from planner.search import race, score_factor, try_pools
 from planner.space import Question, enumerate_space, name_of, placement_of
 from simulator.errors import InfeasibleError
 from simulator.scenario import Objective
@@ -101,3 +101,23 @@ def test_errors_of_one_kind_cancel_between_alternatives() -> None:
     # 3 s more doubt in gemm, 4 s in attention, which we do not have: sqrt(3² + 4²) = 5
     other = Doubt({"gemm": 5.0, "network": 1.0, "attention": 4.0}, {"gemm": 5.0, "network": 1.0, "attention": 4.0})
     assert difference(ours, other) == (5.0, 5.0)
+
+
+def test_a_simulation_stops_at_its_deadline_and_not_before() -> None:
+    problem, question = documents_like("tpot")
+    placement = placement_of(question, enumerate_space(question)[0])
+    full = evaluate_until(problem, question, placement, None, np.inf)
+    assert full is not None
+    in_time = evaluate_until(problem, question, placement, None, full.step_s)
+    assert in_time is not None
+    assert in_time.step_s == full.step_s
+    assert evaluate_until(problem, question, placement, None, full.step_s - 1e-9) is None
+
+
+def test_the_best_bound_pools_are_simulated_where_none_can_win() -> None:
+    problem, question = documents_like("tpot", 7)
+    found = race(problem, question, limit=1)
+    first = found.ranking()[0].key
+    try_pools(problem, found, (), simulations=3)
+    assert found.ranking()[0].key <= first
+    assert found.best_pool() is not None

@@ -27,6 +27,7 @@ def make(arguments: argparse.Namespace) -> int:
         command=command_of(scenario, arguments),
         ttft_slo_s=arguments.ttft_slo,
         tpot_slo_s=arguments.tpot_slo,
+        exact=arguments.exact,
     )
     text = to_json(allocation)
     write_atomically(arguments.output, text)
@@ -70,6 +71,8 @@ def command_of(scenario: Scenario, arguments: argparse.Namespace) -> str:
     ):
         if value is not None:
             words += [name, f"{value:g}"]
+    if getattr(arguments, "exact", False):
+        words.append("--exact")
     return shlex.join(words)
 
 
