@@ -138,6 +138,10 @@ def is_view(operation: p.Slice) -> bool:
 
 def output_bytes(operation: p.Operation, dtype: str) -> dict[str, int]:
     """Bytes of every value an operation writes (views and caches: 0)."""
+    if isinstance(operation, (p.Send, p.Store)):
+        return {}
+    if isinstance(operation, p.Recv):  # with sends, most of a program
+        return {operation.writes[0]: operation.num_bytes}
     elements = _output_elements(operation)
     size = DTYPE_BYTES[dtype]
     match operation:
@@ -147,14 +151,10 @@ def output_bytes(operation: p.Operation, dtype: str) -> dict[str, int]:
         case p.Rope(writes=(query, *keys)):
             row = operation.num_tokens * operation.head_dim * size
             return {query: row * operation.heads} | dict.fromkeys(keys, row * 2 * operation.kv_heads // len(keys))
-        case p.Recv():
-            return {operation.writes[0]: operation.num_bytes}
         case p.Route(writes=(name,)):
             return {name: operation.num_tokens * operation.top_k * 3 * TOKEN_BYTES}
         case p.Sample(writes=(name,)):
             return {name: operation.rows * TOKEN_BYTES}
-        case p.Send() | p.Store():
-            return {}
         case _:
             return {operation.writes[0]: elements * size}
 

@@ -17,6 +17,8 @@ TOKEN_BYTES = 8  # int64
 
 def kernels_of(operation: p.Operation, dtype: str) -> tuple[ComputeKernel, ...]:
     """The kernels the executor launches for ``operation`` on values of ``dtype``."""
+    if isinstance(operation, (p.Send, p.Recv, p.Collective)):  # most of a program
+        return ()
     size = DTYPE_BYTES[dtype]
     match operation:
         case p.Linear():
@@ -35,8 +37,6 @@ def kernels_of(operation: p.Operation, dtype: str) -> tuple[ComputeKernel, ...]:
             return (gate, Memory("route", 3 * scores * size))
         case p.Experts():
             return (moe_kernel(operation, dtype),)
-        case p.Send() | p.Recv() | p.Collective():
-            return ()
         case _:
             kind, num_bytes = memory_traffic(operation, size)
             return (Memory(kind, num_bytes),) if num_bytes else ()
