@@ -32,7 +32,7 @@ from simulator.program import Program
 from simulator.scenario import Scenario
 from simulator.workload import Bucket, Phase
 
-QUICK_SIMULATIONS = 40  # a race, unless it is exact; the documents' scenarios need fewer, so they are exact too
+QUICK_SIMULATIONS = 40  # a race, unless it is exact; the FA Pool documents' questions need fewer: those are exact too
 POOL_SIMULATIONS = 4  # pools beside a race, to show the best even where none can win
 
 

@@ -78,8 +78,12 @@ class Race:
     def best_pool(self) -> Rival | None:
         return next((rival for rival in self.ranking() if self.simulated[rival.row].pool_gpus), None)
 
+    @property
+    def num_simulated(self) -> int:
+        return len(self.simulated) + len(self.late)
+
     def search(self) -> Search:
-        simulated = len(self.simulated) + len(self.late)
+        simulated = self.num_simulated
         lowered = simulated + len(self.refused.keys() - self.simulated.keys())
         return Search(candidates=len(self.table), lowered=lowered, simulated=simulated, gap=self.gap)
 
@@ -119,11 +123,11 @@ def race(
     table = enumerate_space(question)
     table = table if rows is None else table[rows]
     found = _bounded(problem, question, table, cache, beside)
-    for number, row in enumerate(_promising(found, _slo_s(problem, question))):
+    for row in _promising(found, _slo_s(problem, question)):
         best = found.best_score
         if found.scores[row] > best:
             break
-        if limit is not None and number >= limit and np.isfinite(best):
+        if limit is not None and found.num_simulated >= limit and np.isfinite(best):
             found.gap = max(0.0, 1.0 - float(found.scores[row]) / best)
             break
         second = found.runner_up()
