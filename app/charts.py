@@ -88,7 +88,11 @@ def gantt(rows: Rows, lanes: Sequence[str], kinds: dict[str, str], end_ms: float
 
 def validation(rows: Rows) -> Drawn:
     """``step``, ``predicted``, ``low``, ``high``, ``measured`` (ms), ``inside``: points over predicted bands."""
-    base = alt.Chart(data(rows)).encode(x=alt.X("step:Q", title="step (0: prefill)", axis=alt.Axis(tickMinStep=1)))
+    base = alt.Chart(data(rows)).encode(
+        x=alt.X(
+            "step:Q", title="step (0: prefill)", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False, padding=14)
+        )
+    )
     y = alt.Y("low:Q", title="step time, ms", scale=alt.Scale(type="log"))
     band = base.mark_bar(opacity=0.3, width=9).encode(y=y, y2="high:Q")
     line = base.mark_tick(thickness=2, width=12).encode(y="predicted:Q")

@@ -64,6 +64,7 @@ def explorer(where: Where, key: str) -> None:
     found = surface(have, batch, rate)
     crossings = thresholds(found, where.lengths, where.pools)
     axes = Axes(where.lengths, where.pools)
+    picture = st.container()
     with st.container(key="cell"):
         row = st.columns(2)
         with row[0]:
@@ -72,11 +73,12 @@ def explorer(where: Where, key: str) -> None:
             pool = slide("pool", "Cell: pool GPUs", where.pools, where.pools[-1])
     chosen = where.lengths.index(tokens), where.pools.index(pool)
     used = {SCHEMES[index] for index in found.winners.ravel() if index >= 0}
-    st.html(
-        style.legend({name: colour for name, colour in style.SCHEME_COLOURS.items() if name in used})
-        + heat_map(found, axes, crossings, chosen)
-    )
-    st.markdown(_sentence(where.phase, crossings))
+    with picture:
+        st.html(
+            style.legend({name: colour for name, colour in style.SCHEME_COLOURS.items() if name in used})
+            + heat_map(found, axes, crossings, chosen)
+        )
+        st.markdown(_sentence(where.phase, crossings))
     _schemes(found.possible[chosen], batch, where, (tokens, pool))
     winner = int(found.winners[chosen])
     if winner >= 0:

@@ -97,10 +97,11 @@ def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("-o", "--output", type=Path)
     arguments.add_argument("--screenshots", type=Path)
+    arguments.add_argument("--files", type=Path, help="folder with a plan and a measurement for the Validate page")
     chosen = arguments.parse_args()
     if missing():
         raise SystemExit(missing())
-    with tempfile.TemporaryDirectory() as folder, served(Path(folder)) as address:
+    with tempfile.TemporaryDirectory() as folder, served(chosen.files or Path(folder)) as address:
         result = measure(address)
         text = json.dumps(result, indent=2) + "\n"
         print(text, end="")
