@@ -1,9 +1,9 @@
-"""Which rows are held out: decided by rule, before anything is fitted, and never moved.
+"""Which rows are held out, by rule.
 
 ``random``: a fifth of the rows. ``unseen …``: every row that has one of a few inner grid values of a column.
-``beyond …``: the rows past the largest values of a column (prefill lengths > 4096 and GEMM m ≥ 4096 as the
-documents' tables state them; elsewhere the top fifth of the column's distinct values). ``N points``: all
-rows but N random ones.
+``beyond …``: the rows past the largest values of a column (prefill lengths > 4096 and GEMM m ≥ 4096, as
+earlier measurements of ours; elsewhere the top fifth of the column's distinct values). ``N points``: all
+rows but N random ones. docs/accuracy.md says which of these moved while the model was developed, and how.
 """
 
 from __future__ import annotations
