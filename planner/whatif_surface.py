@@ -40,17 +40,16 @@ class Surface:
 
 
 def surface(slices: Mapping[int, Slice], batch: float, rate: float) -> Surface:
-    """Between the two batches around ``batch`` (log-log in seconds, linear in bytes), at ``rate``."""
+    """Between the two batches around ``batch`` (linear: seconds and bytes of a step are nearly
+    a constant and a part a sequence), at ``rate``."""
     known = sorted(slices)
     low = max((number for number in known if number <= batch), default=known[0])
     high = min((number for number in known if number >= batch), default=known[-1])
-    weight = 0.0 if low == high else float(np.log(batch / low) / np.log(high / low))
+    weight = 0.0 if low == high else (batch - low) / (high - low)
     one, two = (_at_rate(slices[number].seconds, rate) for number in (low, high))
-    with np.errstate(invalid="ignore"):
-        mixed = np.exp((1 - weight) * np.log(one) + weight * np.log(two))
+    mixed = (1 - weight) * one + weight * two
     seconds = np.where(np.isnan(mixed), np.where(weight < 0.5, one, two), mixed)
-    linear = 0.0 if low == high else (batch - low) / (high - low)
-    free = (1 - linear) * slices[low].free_bytes + linear * slices[high].free_bytes
+    free = (1 - weight) * slices[low].free_bytes + weight * slices[high].free_bytes
     return Surface(seconds, np.where(np.isnan(free), ~np.isnan(seconds), free >= 0))
 
 
