@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -20,10 +20,12 @@ from executor.environment import environment
 from executor.runner import execute
 from executor.session import Generation
 from executor.supervisor import Supervisor
+from planner.learning import observe, taught
 from simulator import presets
 from simulator.engine import simulate
 from simulator.files import to_json, write_atomically
 from simulator.lowering import lower
+from simulator.measurement import MeasuredStep
 from simulator.model import Model
 from simulator.placement import AttentionGrid, Placement, Stage, even_split
 from simulator.profile import Profile, load_profile
@@ -32,6 +34,7 @@ from simulator.workload import Sequences, Step, prefill_step
 
 NODES = (0,) * 4
 LENGTHS = (256, 512, 1024, 2048)
+TAUGHT = (256, 1024)  # what recalibration learns from; the other lengths are held out
 DECODED = 4
 
 
@@ -138,11 +141,14 @@ def kendall(first: list[float], second: list[float]) -> float:
     return (sum(s > 0 for s in signs) - sum(s < 0 for s in signs)) / len(pairs)
 
 
-def campaign(profile: Profile, models: list[Model], rounds: int, batch: int) -> list[Row]:
+Work = list[tuple[list[Row], Generation, list[MeasuredStep]]]
+
+
+def campaign(profile: Profile, models: list[Model], rounds: int, batch: int) -> Work:
     """Predict everything, then run everything in interleaved rounds."""
     cluster = presets.cluster("local-cpu")
     profiles = {cluster.gpus[0].name: profile}
-    work: list[tuple[list[Row], Generation]] = []
+    work: Work = []
     for model in models:
         for tokens in LENGTHS:
             for candidate in candidates(model):
@@ -151,15 +157,38 @@ def campaign(profile: Profile, models: list[Model], rounds: int, batch: int) -> 
                     Row(model.name, phase, tokens, candidate.name, simulate(program, cluster, profiles).duration_s, [])
                     for phase, program in (("prefill", made[0]), ("decode", made[1]))
                 ]
-                work.append((rows, Generation(model, made, warm_up=1, repeats=2)))
+                work.append((rows, Generation(model, made, warm_up=1, repeats=2), []))
     with Supervisor(4, timeout_s=120) as world:
         for number in range(rounds):
-            for (prefill, decode), generation in work:
+            for (prefill, decode), generation, kept in work:
                 steps = execute(generation, world).measurement.steps
+                kept.extend(steps)
                 prefill.measured_s.extend(step.duration_s for step in steps if step.phase == "prefill")
                 decode.measured_s.extend(step.duration_s for step in steps if step.phase == "decode")
             print(f"round {number + 1} of {rounds}", file=sys.stderr)
-    return [row for rows, _ in work for row in rows]
+    return work
+
+
+def recalibrated(profile: Profile, work: Work) -> tuple[Profile, list[Row]]:
+    """What the runs at ``TAUGHT`` lengths teach, and the predictions it gives at the other lengths."""
+    cluster = presets.cluster("local-cpu")
+    observed: dict[str, list[tuple[float, float]]] = {}
+    runs = []
+    for rows, generation, steps in work:
+        if rows[0].tokens not in TAUGHT:
+            continue
+        for index, row in ((0, rows[0]), (2, rows[1])):
+            timeline = simulate(generation.programs[index], cluster, {profile.gpu.name: profile})
+            observe(timeline, [step for step in steps if step.index == index], observed)
+            runs.append((generation.programs[index], median(row.measured_s)))
+    learned = taught(profile, cluster, observed, runs)
+    held = []
+    for rows, generation, _ in work:
+        if rows[0].tokens not in TAUGHT:
+            for index, row in ((0, rows[0]), (1, rows[1])):
+                predicted_s = simulate(generation.programs[index], cluster, {profile.gpu.name: learned}).duration_s
+                held.append(replace(row, predicted_s=predicted_s))
+    return learned, held
 
 
 def report(rows: list[Row]) -> dict[str, object]:
@@ -209,13 +238,19 @@ def main() -> None:
         write_atomically(arguments.output.with_suffix(".profile.json"), to_json(profile))
     else:
         profile = load_profile(arguments.profile)
-    rows = campaign(profile, [presets.model(name) for name in arguments.models], arguments.rounds, arguments.batch)
-    figures = report(rows)
+    work = campaign(profile, [presets.model(name) for name in arguments.models], arguments.rounds, arguments.batch)
+    rows = [row for found, _, _ in work for row in found]
+    print("== as calibrated")
+    figures = {"as_calibrated": report(rows), "held_as_calibrated": report([r for r in rows if r.tokens not in TAUGHT])}
+    print(f"== after one round of recalibration from lengths {TAUGHT}; other lengths only")
+    learned, held = recalibrated(profile, work)
+    figures["held_recalibrated"] = report(held)
+    write_atomically(arguments.output.with_suffix(".learned.json"), to_json(learned))
     print(json.dumps(figures, indent=2))
     import torch
 
     where = environment(torch.device("cpu"), "cpu").model_dump()
-    document = {"environment": where, "figures": figures, "rows": [asdict(row) for row in rows]}
+    document = {"environment": where, "figures": figures, "rows": [asdict(row) for row in (*rows, *held)]}
     write_atomically(arguments.output, json.dumps(document, indent=1) + "\n")
 
 

@@ -27,8 +27,8 @@ from simulator.units import PICOSECONDS_PER_S
 
 Array = npt.NDArray[np.float64]
 PRIOR_ROWS = 8.0
-TRANSFER_FACTORS = (1.0, 0.5, 0.7, 1.4, 2.0, 2.8, 4.0)
-MOST_RUNS = 12  # simulated per factor
+LATENCY_FACTORS = (1.0, 0.5, 0.7, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+MOST_RUNS = 25  # simulated per factor
 Run = tuple[Program, float]
 """A program and the median seconds it took."""
 LINE_ROWS = 30  # fewer observations, or less than a factor 4 of spread: a constant
@@ -48,38 +48,60 @@ def learn(profile: Profile, allocation: Allocation, measurements: Sequence[Measu
         made = programs(allocation, found, measurement.question)
         for index, steps in _by_index(measurement).items():
             timeline = simulate(made[index], found.cluster, {profile.gpu.name: profile})
-            _observe(timeline, steps, observed)
+            observe(timeline, steps, observed)
             runs.append((made[index], median(step.duration_s for step in steps)))
-    return with_transfers(with_corrections(profile, observed), found.cluster, runs)
+    return taught(profile, found.cluster, observed, runs)
+
+
+def taught(
+    profile: Profile, cluster: Cluster, observed: Mapping[str, Sequence[tuple[float, float]]], runs: Sequence[Run]
+) -> Profile:
+    """The best at these runs' steps of: the profile as it is, with transfers refitted, with operations refitted too."""
+    candidates = [
+        profile,
+        with_transfers(profile, cluster, runs),
+        with_transfers(with_corrections(profile, observed), cluster, runs),
+    ]
+    return min(candidates, key=lambda candidate: step_error(candidate, cluster, runs))
+
+
+def step_error(profile: Profile, cluster: Cluster, runs: Sequence[Run]) -> float:
+    """Median |log(predicted/measured)| of a phase's steps, mean over phases."""
+    errors: dict[str, list[float]] = {}
+    for program, measured_s in runs:
+        predicted_s = simulate(program, cluster, {profile.gpu.name: profile}).duration_s
+        errors.setdefault(program.step.phase, []).append(abs(float(np.log(predicted_s / measured_s))))
+    return float(np.mean([median(values) for values in errors.values()]))
 
 
 def with_transfers(profile: Profile, cluster: Cluster, runs: Sequence[Run]) -> Profile:
-    """Latencies of messages and collectives scaled so that the steps come out: the factor of least median error."""
+    """Latencies of collectives and of messages scaled so that the steps come out: the factors of least error, one
+    after the other, twice."""
     if profile.send_recv is None:
         return profile
-    chosen = runs[:: max(1, len(runs) // MOST_RUNS)]
+    chosen = runs[:: max(1, -(-len(runs) // MOST_RUNS))]
+    collectives = messages = 1.0
+    for _ in range(2):
+        collectives = min(
+            LATENCY_FACTORS, key=lambda f: step_error(scaled_transfers(profile, f, messages), cluster, chosen)
+        )
+        messages = min(
+            LATENCY_FACTORS, key=lambda f: step_error(scaled_transfers(profile, collectives, f), cluster, chosen)
+        )
+    return scaled_transfers(profile, collectives, messages)
 
-    def error(candidate: Profile) -> float:
-        logs = [
-            abs(np.log(simulate(program, cluster, {profile.gpu.name: candidate}).duration_s / measured_s))
-            for program, measured_s in chosen
-        ]
-        return float(np.median(logs))
 
-    return min((scaled_transfers(profile, factor) for factor in TRANSFER_FACTORS), key=error)
-
-
-def scaled_transfers(profile: Profile, factor: float) -> Profile:
-    """Message latency and collective seconds times ``factor``."""
+def scaled_transfers(profile: Profile, collectives: float, messages: float) -> Profile:
+    """The latency part (a collective's smallest time, a message's α) times a factor; bandwidths stay."""
     assert profile.send_recv is not None
-    message = profile.send_recv.model_copy(update={"latency_s": profile.send_recv.latency_s * factor})
+    message = profile.send_recv.model_copy(update={"latency_s": profile.send_recv.latency_s * messages})
     curves = tuple(
-        curve.model_copy(update={"seconds": tuple(seconds * factor for seconds in curve.seconds)})
+        curve.model_copy(update={"seconds": tuple(s + (collectives - 1.0) * min(curve.seconds) for s in curve.seconds)})
         for curve in profile.collectives
     )
     host = profile.host
     if host is not None and host.transfer_latency_s is not None:
-        host = host.model_copy(update={"transfer_latency_s": host.transfer_latency_s * factor})
+        host = host.model_copy(update={"transfer_latency_s": host.transfer_latency_s * messages})
     return profile.model_copy(update={"send_recv": message, "collectives": curves, "host": host})
 
 
@@ -137,7 +159,7 @@ def _by_index(measurement: Measurement) -> dict[int, list[MeasuredStep]]:
     return found
 
 
-def _observe(timeline: Timeline, steps: Sequence[MeasuredStep], observed: dict[str, list[tuple[float, float]]]) -> None:
+def observe(timeline: Timeline, steps: Sequence[MeasuredStep], observed: dict[str, list[tuple[float, float]]]) -> None:
     """Every compute operation's predicted and median measured seconds."""
     program: Program = timeline.program
     for rank, operations in enumerate(program.ranks):

@@ -1,6 +1,6 @@
 """Validation: predicted against measured, per step and per operation class, on the very programs that ran.
 
-Both clocks time the same operations, so they meet by (rank, operation index). A step's error is of its duration (first
+Both clocks time the same operations, so they meet by (rank, operation index). A step's error is of its duration (last
 rank's start to last rank's end); an operation class's is of the seconds all ranks spent in it. Waiting is what ranks
 spend in transfers: measured, the time blocked on values; predicted, the time with a transfer in flight and no compute.
 """

@@ -49,7 +49,7 @@ class MeasuredStep(Record):
     phase: Phase
     index: int = Field(ge=0, description="0 is prefill, k the k-th decode step")
     repeat: int = Field(ge=0)
-    duration_s: float = Field(gt=0, description="first rank's start to last rank's end")
+    duration_s: float = Field(gt=0, description="last rank's start to last rank's end")
     ranks: tuple[RankSpans, ...]
 
 

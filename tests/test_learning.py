@@ -59,7 +59,7 @@ def test_slower_messages_slow_the_step() -> None:
     model = presets.model("fa-pool")
     program = lower(model, prefill_step(1, 1024), static(model, 8), nodes=tuple(r // 8 for r in range(16)))
     times = [
-        simulate(program, cluster, {profile.gpu.name: scaled_transfers(profile, factor)}).duration_s
-        for factor in (1, 4)
+        simulate(program, cluster, {profile.gpu.name: scaled_transfers(profile, factor, 1.0)}).duration_s
+        for factor in (1.0, 4.0)
     ]
     assert times[1] > times[0]
