@@ -164,13 +164,14 @@ def assemble(
 
 def _measured(generation: Generation, rows: list[dict[str, Any]]) -> MeasuredStep:
     origin_s = min(row["start_s"] for row in rows)
-    all_begun_s = max(row["start_s"] for row in rows)  # a barrier lets ranks go up to a millisecond apart
     program = generation.programs[rows[0]["index"]]
+    busy = [rank for rank in range(len(rows)) if rank < len(program.ranks) and program.ranks[rank]]
+    all_begun_s = max(rows[rank]["start_s"] for rank in busy)  # a barrier lets ranks go up to a millisecond apart
     return MeasuredStep(
         phase=program.step.phase,
         index=rows[0]["index"],
         repeat=rows[0]["repeat"],
-        duration_s=max(row["end_s"] for row in rows) - all_begun_s,
+        duration_s=max(rows[rank]["end_s"] for rank in busy) - all_begun_s,
         ranks=tuple(_spans(rank, row, row["start_s"] - origin_s) for rank, row in enumerate(rows)),
     )
 

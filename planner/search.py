@@ -145,7 +145,8 @@ def try_pools(problem: Problem, found: Race, beside: tuple[Program, ...], *, sim
         best = found.best_pool()
         if best is not None and found.scores[row] > best.score:
             break
-        if row not in found.simulated and row not in found.late and row not in found.refused:
+        raced = row in found.simulated or row in found.refused or (best is not None and row in found.late)
+        if not raced:
             _try(problem, found, row, beside, np.inf if best is None else best.score)
 
 
