@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
@@ -34,6 +34,10 @@ class Problem:
     objective: Objective
     limits: Limits
     sources: Sources
+
+    def __getstate__(self) -> dict[str, object]:
+        """Only the fields: what is cached on the way (rates, collective prices) is made again where it arrives."""
+        return {field.name: self.__dict__[field.name] for field in fields(self)}
 
     @property
     def dtype(self) -> str:
