@@ -135,22 +135,23 @@ def _experts(context: Context) -> Experts:
     return context.model.experts
 
 
-def _dispatch(
+def _permute(
+    kind: type[p.Dispatch] | type[p.Combine],
     context: Context,
     where: Where,
     rank: int,
-    value: str,
-    assignment: str,
+    reads: tuple[str, str],
     tokens: int,
     held: Span,
     capacity: int | None,
 ) -> str:
+    """Tokens to expert rows (Dispatch) or back (Combine); ``reads``: the value and the assignment."""
     experts = _experts(context)
     return context.builder.emit(
         rank,
-        p.Dispatch(
-            reads=(value, assignment),
-            writes=(where.name("dispatched"),),
+        kind(
+            reads=reads,
+            writes=(where.name("dispatched" if kind is p.Dispatch else "routed"),),
             layer=where.layer,
             micro_batch=where.micro_batch,
             num_tokens=tokens,
@@ -195,34 +196,6 @@ def _compute(
     )
 
 
-def _combine(
-    context: Context,
-    where: Where,
-    rank: int,
-    rows: str,
-    assignment: str,
-    tokens: int,
-    held: Span,
-    capacity: int | None,
-) -> str:
-    experts = _experts(context)
-    return context.builder.emit(
-        rank,
-        p.Combine(
-            reads=(rows, assignment),
-            writes=(where.name("routed"),),
-            layer=where.layer,
-            micro_batch=where.micro_batch,
-            num_tokens=tokens,
-            hidden=context.model.hidden_size,
-            num_experts=experts.num_experts,
-            top_k=experts.top_k,
-            experts=held,
-            capacity=capacity,
-        ),
-    )
-
-
 def _with_shared(
     context: Context,
     stage: Stage,
@@ -253,9 +226,9 @@ def _experts_in_place(
         tokens = context.count(block)
         capacity, held = _capacity(experts, tokens), spans[shard]
         assignment = _route(context, where, rank, normed[rank], tokens, capacity)
-        rows = _dispatch(context, where, rank, normed[rank], assignment, tokens, held, capacity)
+        rows = _permute(p.Dispatch, context, where, rank, (normed[rank], assignment), tokens, held, capacity)
         done = _compute(context, where, rank, (rows, assignment), tokens, held, capacity, 1)
-        routed[rank] = _combine(context, where, rank, done, assignment, tokens, held, capacity)
+        routed[rank] = _permute(p.Combine, context, where, rank, (done, assignment), tokens, held, capacity)
     return _with_shared(context, stage, where, residual, normed, routed)
 
 
@@ -285,7 +258,9 @@ def _experts_by_all_to_all(
     for rank in ranks:
         tokens = context.count(residual.blocks[rank])
         assignments[rank] = _route(context, where, rank, normed[rank], tokens, capacity)
-        sent[rank] = _dispatch(context, where, rank, normed[rank], assignments[rank], tokens, everyone, capacity)
+        sent[rank] = _permute(
+            p.Dispatch, context, where, rank, (normed[rank], assignments[rank]), tokens, everyone, capacity
+        )
     arrived = context.collective("all_to_all", ranks, where, sent, "arrived", shape)
     yield "reduce"
     total = sum(context.count(block) for block in residual.blocks.values())
@@ -296,12 +271,12 @@ def _experts_by_all_to_all(
     back = context.collective("all_to_all", ranks, where, done, "returned", shape)
     yield "reduce"
     routed = {
-        rank: _combine(
+        rank: _permute(
+            p.Combine,
             context,
             where,
             rank,
-            back[rank],
-            assignments[rank],
+            (back[rank], assignments[rank]),
             context.count(residual.blocks[rank]),
             everyone,
             capacity,
