@@ -12,10 +12,10 @@ from app.planning import allocation_json, parsed
 from app.tables import plain, span
 from planner.execution import read_inputs
 from simulator.allocation import Allocation, Choice
-from simulator.engine import simulate
 from simulator.errors import AttnplanError
 from simulator.lowering import lower
-from simulator.timeline import Breakdown, breakdown, rank_times
+from simulator.simulation.engine import simulate
+from simulator.simulation.timeline import Breakdown, breakdown, rank_times
 from simulator.units import format_seconds
 from simulator.workload import Phase, decode_step, prefill_step
 

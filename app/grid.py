@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
+from planner.exploring.whatif import BATCHES, RATES, SCHEMES, Floats, Progress, Slice, Where, default_base, make_slice
 from planner.make import digests
 from planner.problem import Problem, load_problem
-from planner.whatif import BATCHES, RATES, SCHEMES, Floats, Progress, Slice, Where, default_base, make_slice
 from simulator import presets
-from simulator.files import write_atomically
+from simulator.formats.files import write_atomically
 from simulator.workload import Phase
 
 FOLDER = Path(__file__).parent / "grids"

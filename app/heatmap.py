@@ -13,8 +13,8 @@ from math import log2
 import numpy as np
 
 from app.style import SCHEME_COLOURS
-from planner.whatif import SCHEMES
-from planner.whatif_surface import BASE, Crossing, Surface
+from planner.exploring.surface import BASE, Crossing, Surface
+from planner.exploring.whatif import SCHEMES
 from simulator.units import format_seconds
 
 

@@ -17,7 +17,7 @@ import streamlit as st
 from app.inputs import canonical_command
 from simulator.allocation import Allocation
 from simulator.errors import SpecError
-from simulator.files import load
+from simulator.formats.files import load
 
 KEPT: OrderedDict[str, str] = OrderedDict()
 """JSON by command, for the life of the process; the oldest go first."""

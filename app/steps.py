@@ -9,15 +9,15 @@ import streamlit as st
 
 from app.inputs import choose, problem_of, slide
 from planner.evaluate import Evaluated, memory_of, tag_of
+from planner.exploring.whatif import LENGTHS, Where, canonical, default_base, program_of
 from planner.rivals import rule_placement
-from planner.whatif import LENGTHS, Where, canonical, default_base, program_of
 from simulator import presets
 from simulator.allocation import RankBytes
-from simulator.engine import simulate
 from simulator.errors import InfeasibleError
 from simulator.placement import Placement
 from simulator.profile import Tag
-from simulator.timeline import Timeline
+from simulator.simulation.engine import simulate
+from simulator.simulation.timeline import Timeline
 from simulator.workload import Phase
 
 RULE = "documents' rule"

@@ -9,10 +9,10 @@ from app.inputs import choose
 from app.steps import Simulated, choose_step, role_of, simulated
 from app.style import KIND_COLOURS
 from app.tables import plain
-from planner.critical_path import kind_of
-from simulator.chrome_trace import chrome_trace
+from planner.exploring.critical_path import kind_of
 from simulator.program import Collective, Operation, Recv, Send, stream_of
-from simulator.timeline import breakdown, imbalance
+from simulator.simulation.chrome_trace import chrome_trace
+from simulator.simulation.timeline import breakdown, imbalance
 from simulator.units import PICOSECONDS_PER_S, format_bytes, format_seconds
 
 MOST_BARS = 4000

@@ -12,7 +12,7 @@ from app.inputs import choose
 from app.steps import Simulated, choose_step, role_of, simulated
 from simulator.cluster import Cluster
 from simulator.placement import Placement, Stage
-from simulator.timeline import link_utilisation, rank_times
+from simulator.simulation.timeline import link_utilisation, rank_times
 from simulator.units import GB, format_bytes, format_seconds
 
 MOST_LINKS = 24

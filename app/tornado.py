@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from planner.sensitivity import Sensitivity
+from planner.exploring.sensitivity import Sensitivity
 from simulator.units import format_seconds
 
 SLOWER, FASTER = "#d1495b", "#2a9d6f"

@@ -14,7 +14,7 @@ from planner.overlay import overlay
 from planner.validation import OperationRow, Validation, validate
 from simulator.allocation import Allocation
 from simulator.errors import AttnplanError, SpecError
-from simulator.files import load
+from simulator.formats.files import load
 from simulator.measurement import Measurement
 from simulator.units import format_seconds
 

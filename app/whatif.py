@@ -12,10 +12,10 @@ from app import grid, style
 from app.heatmap import Axes, heat_map, table_rows, tokens_label
 from app.inputs import choose, problem_of, slide
 from app.tornado import tornado
+from planner.exploring.sensitivity import Sensitivity, sensitivities
+from planner.exploring.surface import BAND, Crossing, surface, thresholds
+from planner.exploring.whatif import LENGTHS, SCHEMES, Floats, Where, canonical, default_base, scaled
 from planner.problem import Problem
-from planner.sensitivity import Sensitivity, sensitivities
-from planner.whatif import LENGTHS, SCHEMES, Floats, Where, canonical, default_base, scaled
-from planner.whatif_surface import BAND, Crossing, surface, thresholds
 from simulator import presets
 from simulator.units import GB, format_seconds
 from simulator.workload import Phase

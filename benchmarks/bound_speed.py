@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-from planner.bound import step_bound
+from planner.bounds.bound import step_bound
 from planner.problem import load_problem
 from planner.space import Question, enumerate_space
 from simulator import presets

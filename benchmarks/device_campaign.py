@@ -25,12 +25,12 @@ from executor.session import Generation, prompts_of
 from planner.documents.placements import fa_pool, fa_pool_decode, static
 from simulator import presets
 from simulator.cluster import Cluster
+from simulator.costs.pricing import price
 from simulator.errors import AttnplanError
-from simulator.files import to_json, write_atomically
+from simulator.formats.files import to_json, write_atomically
 from simulator.lowering import lower
 from simulator.model import Experts, Layer, Model
 from simulator.placement import AttentionGrid, Placement, Stage
-from simulator.pricing import price
 from simulator.profile import Profile
 from simulator.program import Collective, Program, Recv, Send
 from simulator.workload import Sequences, Step, prefill_step

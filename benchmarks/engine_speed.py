@@ -19,10 +19,10 @@ from pathlib import Path
 
 from simulator import presets
 from simulator.cluster import Cluster, Gpu, Nics, Node, NodeLink
-from simulator.engine import run
 from simulator.lowering import lower
 from simulator.placement import AttentionGrid, Placement, Stage
 from simulator.program import Add, Collective, Operation, Program, Recv, Send
+from simulator.simulation.engine import run
 from simulator.workload import prefill_step
 
 TENSOR, STAGES, LAYERS, MICRO_BATCHES = 8, 8, 80, 8

@@ -22,14 +22,14 @@ from executor.session import Generation
 from executor.supervisor import Supervisor
 from planner.learning import observe, taught
 from simulator import presets
-from simulator.engine import simulate
-from simulator.files import to_json, write_atomically
+from simulator.formats.files import to_json, write_atomically
 from simulator.lowering import lower
 from simulator.measurement import MeasuredStep
 from simulator.model import Model
 from simulator.placement import AttentionGrid, Placement, Stage, even_split
 from simulator.profile import Profile, load_profile
 from simulator.program import Program
+from simulator.simulation.engine import simulate
 from simulator.workload import Sequences, Step, prefill_step
 
 NODES = (0,) * 4

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from simulator.physics import Array
+from simulator.costs.physics import Array
 from simulator.profile import Intervals
 
 UPPER = 0.95

@@ -21,11 +21,11 @@ from calibration.network import Training, train
 from calibration.rows import Table, TimedRow, tables
 from calibration.transfers import collective_curves, memory_costs, send_recv
 from simulator.cluster import Gpu
-from simulator.cost import PHYSICAL_MODELS, apply_residual, dtype_bytes, range_columns
+from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, dtype_bytes, range_columns
+from simulator.costs.physics import GEMM_START, Array, Device
+from simulator.costs.physics_attention import DECODE_START, PREFILL_START
+from simulator.costs.physics_moe import MOE_START
 from simulator.errors import ProfileError
-from simulator.physics import GEMM_START, Array, Device
-from simulator.physics_attention import DECODE_START, PREFILL_START
-from simulator.physics_moe import MOE_START
 from simulator.profile import GaussianResidual, Intervals, KernelModel, Profile, Provenance, Range, Residual, Tag
 
 START: Mapping[str, Mapping[str, float]] = {

@@ -13,8 +13,8 @@ import numpy as np
 from scipy.linalg import cho_factor, cho_solve
 from scipy.optimize import minimize
 
-from simulator.gaussian_kernel import matern
-from simulator.physics import Array
+from simulator.costs.gaussian_kernel import matern
+from simulator.costs.physics import Array
 from simulator.profile import GaussianResidual, encode_floats
 
 # log of (signal variance, length, noise variance), of log residuals on standardised features

@@ -26,10 +26,10 @@ from calibration.rows import Table, TimedRow, tables
 from calibration.splits import SPLITS, TEST_SHARE, Mask
 from calibration.transfers import collective_curves
 from simulator.cluster import Gpu
-from simulator.collective_curve import curve_seconds
-from simulator.cost import PHYSICAL_MODELS, predict_rows
+from simulator.costs.collective_curve import curve_seconds
+from simulator.costs.cost import PHYSICAL_MODELS, predict_rows
+from simulator.costs.physics import Array
 from simulator.kernel import GroupCollective
-from simulator.physics import Array
 from simulator.profile import CollectiveCurve
 
 CURVE_POINTS = 8  # measured sizes a curve keeps in the NCCL line

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn brings it
 
-from simulator.physics import Array
+from simulator.costs.physics import Array
 from simulator.profile import Layer, Residual, encode_floats
 
 Float32 = npt.NDArray[np.float32]

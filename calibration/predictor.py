@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.neural_network import MLPRegressor
 
 from calibration.rows import Table
-from simulator.physics import Array
+from simulator.costs.physics import Array
 
 FEATURES = ("sequence_length", "hidden_dimension", "num_active_experts", "gpu_utilization", "memory_bandwidth")
 HIDDEN_LAYERS = (64, 32)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calibration.fit import FitOptions, fit_profile
 from calibration.importers import aiconfigurator
-from simulator.files import to_json, write_atomically
+from simulator.formats.files import to_json, write_atomically
 from simulator.profile import PRESETS, Profile
 
 SYSTEMS = {"a100-sxm4-80gb": "a100_sxm", "h100-sxm": "h100_sxm", "h200-sxm": "h200_sxm"}

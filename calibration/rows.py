@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.cost import class_of, rows_of
+from simulator.costs.cost import class_of, rows_of
+from simulator.costs.physics import Array
 from simulator.kernel import GroupCollective, Kernel, Memory
-from simulator.physics import Array
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from calibration.rows import Table
-from simulator.physics import COLUMNS
+from simulator.costs.physics import COLUMNS
 
 Mask = npt.NDArray[np.bool_]
 Split = Callable[[Table], Mask]

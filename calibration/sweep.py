@@ -20,6 +20,7 @@ from calibration.fit import FitOptions, fit_profile
 from calibration.rows import TimedRow
 from calibration.transfers import collective_curves
 from simulator.cluster import Gpu
+from simulator.costs.work import kernels_of
 from simulator.host import Host
 from simulator.kernel import (
     AttentionDecode,
@@ -34,7 +35,6 @@ from simulator.kernel import (
 )
 from simulator.profile import Profile, SendRecv
 from simulator.program import Program
-from simulator.work import kernels_of
 
 OnProgress = Callable[[str, float], None]
 """(what is being measured, share done of the whole)."""

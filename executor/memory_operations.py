@@ -1,6 +1,6 @@
 """Memory operations: for every kind of element-wise or copying kernel, an operation that moves a number of bytes.
 
-``simulator.work.memory_traffic`` counts an operation's bytes; this is its inverse, for the stopwatch.
+``simulator.costs.work.memory_traffic`` counts an operation's bytes; this is its inverse, for the stopwatch.
 """
 
 from __future__ import annotations

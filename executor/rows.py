@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from simulator.costs.work import contiguous_rows
 from simulator.tile import Batch, Tile, num_tokens
-from simulator.work import contiguous_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,14 +24,14 @@ import numpy as np
 
 from planner.problem import Problem
 from planner.systems import CHOSEN, FAMILIES, Found, System, build, names, search_bucket
-from simulator.comparison import Comparison
-from simulator.comparison import compare as compare_served
 from simulator.errors import InfeasibleError
-from simulator.sampling import NUM_TRIALS, PER_CATEGORY, Sample, sample_trials
-from simulator.served import Served
-from simulator.serving import serve
-from simulator.statistics import Summary, summarise
-from simulator.trace import Request
+from simulator.formats.trace import Request
+from simulator.serving.comparison import Comparison
+from simulator.serving.comparison import compare as compare_served
+from simulator.serving.queue import serve
+from simulator.serving.sampling import NUM_TRIALS, PER_CATEGORY, Sample, sample_trials
+from simulator.serving.served import Served
+from simulator.serving.statistics import Summary, summarise
 from simulator.workload import Bucket
 
 LOAD = 0.7  # of the slowest scheme's capacity

@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from planner.critical_path import CriticalPath, Doubt, critical_path, kind_of
+from planner.exploring.critical_path import CriticalPath, Doubt, critical_path, kind_of
 from planner.problem import Problem
 from planner.space import Question
 from simulator.allocation import Interval, Metrics, RankBytes
-from simulator.clock import collector_paused
-from simulator.cost import predict
-from simulator.engine import run_until
+from simulator.costs.cost import predict
+from simulator.costs.pricing import price
+from simulator.costs.work import kernels_of
 from simulator.errors import InfeasibleError
 from simulator.kernel import Kernel
 from simulator.lowering import lower
 from simulator.memory import rank_memory
 from simulator.placement import Placement
-from simulator.pricing import price
 from simulator.profile import Tag
 from simulator.program import Program
-from simulator.timeline import Timeline
-from simulator.work import kernels_of
+from simulator.simulation.clock import collector_paused
+from simulator.simulation.engine import run_until
+from simulator.simulation.timeline import Timeline
 
 NETWORK_LOG_ERROR = 0.1  # half-width of the 90 % interval of transfers and collectives on assumed links
 

@@ -1,6 +1,6 @@
 """Explain: an allocation in plain words, from the file alone. Every number has a unit and a tag.
 
-``explain`` writes the text; ``flips`` (``planner.flips``) simulates to find what would change a choice, and its answers
+``explain`` writes the text; ``planner.exploring.flips`` simulates to find what would change a choice, and its answers
 can be passed in. Definitions, each stated once in the text: step, speed-up, efficiency, margin.
 """
 
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from planner.flips import Flip
+from planner.exploring.flips import Flip
 from planner.rivals import rule_pool
 from planner.threshold import documents_threshold
 from simulator.allocation import Allocation, Alternative, Choice, Interval

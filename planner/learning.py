@@ -17,12 +17,12 @@ import numpy.typing as npt
 from planner.execution import inputs, programs
 from simulator.allocation import Allocation
 from simulator.cluster import Cluster
-from simulator.engine import simulate
 from simulator.errors import SpecError
 from simulator.measurement import MeasuredStep, Measurement
 from simulator.profile import Correction, Profile
 from simulator.program import Collective, Program, Recv, Send
-from simulator.timeline import Timeline
+from simulator.simulation.engine import simulate
+from simulator.simulation.timeline import Timeline
 from simulator.units import PICOSECONDS_PER_S
 
 Array = npt.NDArray[np.float64]

@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 
-from planner.critical_path import difference
 from planner.evaluate import Evaluated, doubt_of, lacking, memory_of, metrics_of, step_interval, try_evaluate
+from planner.exploring.critical_path import difference
 from planner.problem import Problem, load_problem
 from planner.rivals import baselines, rule_placement
 from planner.search import Race, Rival, race, try_pools

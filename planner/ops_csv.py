@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulator.cost import predict, routing_alpha
+from simulator.costs.cost import predict, routing_alpha
 from simulator.errors import SpecError
-from simulator.files import MAX_FILE_BYTES
+from simulator.formats.files import MAX_FILE_BYTES
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, Kernel, Moe
 from simulator.profile import Profile
 from simulator.units import DTYPE_BYTES

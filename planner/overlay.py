@@ -12,7 +12,7 @@ from typing import Any
 
 from planner.validation import Validation
 from simulator.measurement import MeasuredStep
-from simulator.timeline import Timeline
+from simulator.simulation.timeline import Timeline
 from simulator.units import PICOSECONDS_PER_S
 
 US_PER_S = 1e6

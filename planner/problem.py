@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 
-from planner.rates import Rates, make_rates
+from planner.bounds.rates import Rates, make_rates
 from planner.space import Question
 from simulator import presets, profile
 from simulator.allocation import Limits, Sources
@@ -16,8 +16,8 @@ from simulator.errors import ProfileError, SpecError
 from simulator.model import Model
 from simulator.profile import Profile
 from simulator.scenario import Objective, Scenario
+from simulator.simulation.world import World, world_of
 from simulator.workload import Bucket, Phase, Workload
-from simulator.world import World, world_of
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from planner.bound import ROUNDING, step_bound
+from planner.bounds.bound import ROUNDING, step_bound
+from planner.bounds.rates import Array
 from planner.evaluate import Evaluated, evaluate_until, lacking, memory_of
 from planner.problem import Problem
-from planner.rates import Array
 from planner.space import Question, Scheme, Table, enumerate_space, num_gpus, placement_of
 from simulator.allocation import Search
 from simulator.errors import InfeasibleError

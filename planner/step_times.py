@@ -89,7 +89,7 @@ class Region:
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Every surface of a system; calling it answers ``simulator.serving.StepTime``."""
+    """Every surface of a system; calling it answers ``simulator.serving.queue.StepTime``."""
 
     regions: tuple[Region, ...]
     known: dict[tuple[Phase, int, int], list[tuple[int, Line]]] = field(default_factory=dict, compare=False, repr=False)

@@ -19,12 +19,12 @@ from planner.rivals import baselines, rule_placement
 from planner.search import Race, race
 from planner.space import Question, Scheme, enumerate_space, micro_batch_counts
 from planner.step_times import Region, StepTimes, simulate_surface
-from simulator.batch import Batching
 from simulator.errors import InfeasibleError
 from simulator.placement import Placement
-from simulator.pool_policy import NO_POOL, PoolPolicy, PoolRules, policy
 from simulator.profile import Tag
 from simulator.program import Program
+from simulator.serving.batch import Batching
+from simulator.serving.pool_policy import NO_POOL, PoolPolicy, PoolRules, policy
 from simulator.workload import Bucket, Phase
 
 CHOSEN, RULE, COPIES = "chosen policy", "FA Pool by the rule", "copies of the base"
@@ -290,6 +290,6 @@ def _times(problem: Problem, entries: tuple[Entry, ...], base: int) -> StepTimes
 
 
 def _longest(bucket: Bucket, phase: Phase) -> int:
-    """As ``simulator.sampling`` draws: an open bucket ends at twice its planned length."""
+    """As ``simulator.serving.sampling`` draws: an open bucket ends at twice its planned length."""
     most = 2 * bucket.tokens if bucket.max_tokens is None else bucket.max_tokens
     return most + (bucket.output_tokens if phase == "decode" else 0)

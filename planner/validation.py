@@ -15,12 +15,12 @@ import numpy as np
 
 from planner.execution import Inputs, inputs, programs
 from simulator.allocation import Allocation, digest
-from simulator.engine import simulate
+from simulator.costs.pricing import price
 from simulator.errors import SpecError
 from simulator.measurement import MeasuredStep, Measurement
-from simulator.pricing import price
 from simulator.program import Collective, Program, Recv, Send
-from simulator.timeline import Timeline, rank_times
+from simulator.simulation.engine import simulate
+from simulator.simulation.timeline import Timeline, rank_times
 from simulator.units import PICOSECONDS_PER_S
 
 

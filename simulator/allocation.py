@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, Field, model_validator
 
-from simulator.files import Name, Record, to_json
+from simulator.formats.files import Name, Record, to_json
 from simulator.placement import Placement
 from simulator.profile import Tag
 from simulator.scenario import Objective

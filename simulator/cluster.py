@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from simulator.files import Name, Record
+from simulator.formats.files import Name, Record
 
 MAX_RANKS = 100_000
 

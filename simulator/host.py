@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from simulator.files import Record
+from simulator.formats.files import Record
 
 
 class Host(Record):

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from simulator.files import Record
+from simulator.formats.files import Record
 from simulator.workload import Phase
 
 Place = Literal["gloo", "nccl", "replay"]

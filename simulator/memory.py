@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from simulator import program as p
 from simulator.cluster import Gpu
+from simulator.costs.work import LSE_BYTES, TOKEN_BYTES, contiguous_rows, local_rows
 from simulator.model import Model
 from simulator.tile import num_tokens
 from simulator.units import DTYPE_BYTES, MiB
-from simulator.work import LSE_BYTES, TOKEN_BYTES, contiguous_rows, local_rows
 
 CUDA_CONTEXT_BYTES = 512 * MiB  # assumed: driver context and loaded kernels of a process
 COLLECTIVE_BUFFER_BYTES = 392 * MiB  # NCCL's buffers for 8 GPUs; AIConfigurator 0.12 a100_sxm.yaml, misc.nccl_mem

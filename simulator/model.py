@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from simulator.files import Name, Record
+from simulator.formats.files import Name, Record
 from simulator.units import DTYPE_BYTES
 
 

@@ -20,7 +20,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from simulator.files import Record
+from simulator.formats.files import Record
 
 BlockRule = Literal["contiguous", "zigzag", "sqrt"]
 Multicast = Literal["direct", "tree", "chain"]

@@ -8,10 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, get_args
 
-from simulator import hf_config
 from simulator.cluster import Cluster, Gpu
 from simulator.errors import SpecError
-from simulator.files import load, parse, validate
+from simulator.formats import hf_config
+from simulator.formats.files import load, parse, validate
 from simulator.model import Model
 from simulator.scenario import Scenario
 from simulator.workload import Workload

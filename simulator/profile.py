@@ -20,7 +20,7 @@ from pydantic import Field, model_validator
 
 from simulator.cluster import Gpu
 from simulator.errors import ProfileError, SpecError
-from simulator.files import Record, load
+from simulator.formats.files import Record, load
 from simulator.host import Host
 
 Tag = Literal["measured", "replayed", "emulated", "imported", "fitted", "assumed"]

@@ -9,7 +9,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from simulator.files import Name, Record
+from simulator.formats.files import Name, Record
 
 Objective = Literal["ttft", "tpot", "tps", "tps_per_gpu", "cost"]
 

@@ -15,8 +15,8 @@ from typing import Any
 from calibration.importers import nccl_tests, vidur
 from simulator import presets
 from simulator.errors import SpecError
-from simulator.topo import read_matrix
-from simulator.trace import read_requests
+from simulator.formats.topo import read_matrix
+from simulator.formats.trace import read_requests
 
 MB = 10**6
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))

@@ -20,9 +20,9 @@ from app import grid, planning, validate, whatif
 from app.inputs import canonical_command, preset_words
 from planner.cli import main as plan
 from planner.commands.app import ADDRESS, command
+from planner.exploring.surface import Surface, surface, thresholds
+from planner.exploring.whatif import BATCHES, LENGTHS, RATES, SCHEMES, Slice, Where
 from planner.problem import load_problem
-from planner.whatif import BATCHES, LENGTHS, RATES, SCHEMES, Slice, Where
-from planner.whatif_surface import Surface, surface, thresholds
 from simulator import presets
 from simulator.errors import SpecError
 
@@ -261,7 +261,7 @@ def test_shipped_grids_agree_with_a_fresh_simulation(where: Where) -> None:
     kept: dict[int, Any] = grid.shipped(where)
     if not kept:
         pytest.skip("the shipped grid was made from other inputs; python -m app.grid makes it again")
-    from planner.whatif import programs, timelines
+    from planner.exploring.whatif import programs, timelines
 
     for scheme, program in programs(where, LENGTHS[4], 16, where.pools[1]):
         fresh = [one.duration_s for one in timelines(where.problem, program, RATES)]

@@ -10,8 +10,8 @@ from urllib.parse import quote
 import pytest
 
 from app.grid import shipped
+from planner.exploring.whatif import Where
 from planner.problem import load_problem
-from planner.whatif import Where
 from simulator import presets
 from tests.app_browser import browser, missing, open_page, served, settle
 

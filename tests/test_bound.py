@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from planner.bound import step_bound
+from planner.bounds.bound import step_bound
 from planner.evaluate import Evaluated, try_evaluate
 from planner.problem import Problem
 from planner.space import Question, Scheme, enumerate_space, name_of, placement_of

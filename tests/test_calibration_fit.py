@@ -14,11 +14,11 @@ from calibration.rows import Table, TimedRow, tables
 from calibration.splits import SPLITS
 from calibration.transfers import collective_curves, memory_costs, send_recv
 from simulator.cluster import Gpu
-from simulator.cost import PHYSICAL_MODELS, apply_residual, predict
+from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, predict
+from simulator.costs.physics import Device, Physics
 from simulator.errors import ProfileError
-from simulator.files import to_json
+from simulator.formats.files import to_json
 from simulator.kernel import AttentionPrefill, Gemm, GroupCollective, Memory, flops, memory_bytes
-from simulator.physics import Device, Physics
 from tests.timed_sample import timed_rows
 
 CPU = Gpu(

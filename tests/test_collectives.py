@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator import collectives as forms
 from simulator.cluster import Fabric
-from simulator.collective_cost import Call, CollectiveCost, collective_cost
-from simulator.engine import run
+from simulator.costs.collective_cost import Call, CollectiveCost, collective_cost
+from simulator.fabric import collectives as forms
+from simulator.fabric.topology import Topology
 from simulator.program import Operation
-from simulator.topology import Topology
+from simulator.simulation.engine import run
 from tests.hand_made import cluster, collective, compute, program, recv, send
 
 GB = 10**9

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.collective_curve import curve_seconds
-from simulator.cost import predict, predict_rows, rows_of
+from simulator.costs.collective_curve import curve_seconds
+from simulator.costs.cost import predict, predict_rows, rows_of
 from simulator.errors import ProfileError, SpecError
 from simulator.kernel import (
     AttentionDecode,

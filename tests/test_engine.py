@@ -13,12 +13,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from simulator.cluster import Cluster, Fabric
-from simulator.engine import World, run
 from simulator.errors import ExecutionError, InfeasibleError
 from simulator.host import Host
 from simulator.program import Operation, Program, Recv, Send
-from simulator.streams import streams_of
-from simulator.timeline import Timeline
+from simulator.simulation.engine import World, run
+from simulator.simulation.streams import streams_of
+from simulator.simulation.timeline import Timeline
 from tests.hand_made import cluster, collective, compute, cpu_cluster, durations, program, recv, send
 
 MS = 10**9  # picoseconds
@@ -359,8 +359,8 @@ def test_compute_between_transfers_is_one_task() -> None:
 
 
 SCRIPT = """
-from simulator.chrome_trace import chrome_trace
-from simulator.engine import World, run
+from simulator.simulation.chrome_trace import chrome_trace
+from simulator.simulation.engine import World, run
 from tests.hand_made import cluster, durations
 from tests.test_engine import random_program
 import hashlib

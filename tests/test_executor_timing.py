@@ -11,10 +11,10 @@ from executor.bench import Bench
 from executor.memory_operations import memory_operation
 from executor.timing import calls_of, expert_counts, time_kernel
 from executor.world_timing import MessageTime, core_s_per_byte, latency_and_bandwidth
+from simulator.costs.work import kernels_of
 from simulator.errors import ProfileError
 from simulator.kernel import AttentionDecode, AttentionPrefill, ComputeKernel, Gemm, Memory, Moe, flops
 from simulator.lowering import lower
-from simulator.work import kernels_of
 from simulator.workload import prefill_step
 from tests.schemes import static, tiny_model
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from planner.explain import explain
-from planner.flips import Flip, flips_of, with_nics
+from planner.exploring.flips import Flip, flips_of, with_nics
 from planner.make import make_problem
 from simulator.allocation import (
     Allocation,

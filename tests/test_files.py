@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from simulator.cluster import Cluster
 from simulator.errors import SpecError
-from simulator.files import Record, load, parse, to_json, validate, write_atomically
-from simulator.parsing import parse_json, parse_yaml
+from simulator.formats.files import Record, load, parse, to_json, validate, write_atomically
+from simulator.formats.parsing import parse_json, parse_yaml
 from simulator.presets import FOLDER
 from tests import hostile
 from tests.shared_data import refusal

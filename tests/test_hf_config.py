@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simulator import hf_config, presets
+from simulator import presets
 from simulator.errors import SpecError
+from simulator.formats import hf_config
 from simulator.model import Layer
 from tests.shared_data import refusal, shared, shared_files
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from planner.engine_flags import commands, engine_lines
 from planner.execution import inputs
-from planner.launch import Launch, make_launch, nccl_environment, slurm_script, torchrun_script
-from planner.launch_kubernetes import jobset
+from planner.handover.engine_flags import commands, engine_lines
+from planner.handover.kubernetes import jobset
+from planner.handover.launch import Launch, make_launch, nccl_environment, slurm_script, torchrun_script
+from planner.handover.preflight import check, check_devices, same_type
+from planner.handover.preflight import main as preflight
 from planner.make import make
-from planner.preflight import check, check_devices, same_type
-from planner.preflight import main as preflight
 from planner.problem import load_problem
 from planner.rivals import baselines, rule_placement
 from simulator import presets
 from simulator.allocation import Allocation
 from simulator.errors import SpecError
-from simulator.files import to_json
+from simulator.formats.files import to_json
 from simulator.placement import Placement
 from simulator.scenario import Scenario
 
@@ -59,7 +59,7 @@ export NCCL_IB_HCA="${NCCL_IB_HCA:-mlx5_0,mlx5_1,mlx5_2,mlx5_3,mlx5_4,mlx5_5,mlx
 site's names of the 8 NICs a node the plan counts on
 export NCCL_SOCKET_IFNAME="${NCCL_SOCKET_IFNAME:-eth0}"  # placeholder: this site's interface for start-up messages
 export NCCL_CROSS_NIC="${NCCL_CROSS_NIC:-0}"  # rails: NIC i of every node is on leaf i, so rings stay on one rail
-python -m planner.preflight "$ALLOCATION" --digest DIGEST --nodes 2 --world 16 --node "$NODE_RANK"
+python -m planner.handover.preflight "$ALLOCATION" --digest DIGEST --nodes 2 --world 16 --node "$NODE_RANK"
 exec torchrun --nnodes=2 --node-rank="$NODE_RANK" --nproc-per-node="${GPUS[$NODE_RANK]}" \
 --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT" -m planner.cli run "$ALLOCATION" --on cuda -o "$OUTPUT"
 """

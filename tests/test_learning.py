@@ -7,9 +7,9 @@ import pytest
 
 from planner.learning import fit, scaled_transfers, with_corrections
 from simulator import presets
-from simulator.engine import simulate
 from simulator.lowering import lower
 from simulator.profile import load_profile
+from simulator.simulation.engine import simulate
 from simulator.workload import prefill_step
 from tests.schemes import static
 

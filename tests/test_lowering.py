@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator import program as p
+from simulator.costs.work import kernels_of
 from simulator.errors import InfeasibleError
 from simulator.kernel import AttentionPrefill, attended_pairs, flops
 from simulator.lowering import lower
 from simulator.model import Experts, Model
 from simulator.placement import AttentionGrid, Placement
-from simulator.work import kernels_of
 from simulator.workload import Sequences, Step, decode_step, prefill_step
 from tests.program_checks import assert_well_formed, sent_bytes
 from tests.schemes import context_parallel, joined, pooled, separated, static, tiny_model

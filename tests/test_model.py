@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from simulator import presets
-from simulator.files import load, to_json, write_atomically
+from simulator.formats.files import load, to_json, write_atomically
 from simulator.model import Experts, Layer, Model
 
 

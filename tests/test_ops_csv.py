@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from planner.ops_csv import parse_operations, predicted_csv
-from simulator.cost import predict
+from simulator.costs.cost import predict
 from simulator.errors import ProfileError, SpecError
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, Moe
 from simulator.profile import load_profile

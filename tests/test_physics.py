@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.fit import START, VARIANTS
-from simulator import physics_moe
-from simulator.cost import PHYSICAL_MODELS, rows_of
+from simulator.costs import physics_moe
+from simulator.costs.cost import PHYSICAL_MODELS, rows_of
+from simulator.costs.physics import Device, Physics
+from simulator.costs.physics_attention import BLOCK_K, key_splits, walked_keys
+from simulator.costs.physics_attention import attended_pairs as attended_pairs_array
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, Kernel, Moe, attended_pairs
-from simulator.physics import Device, Physics
-from simulator.physics_attention import BLOCK_K, key_splits, walked_keys
-from simulator.physics_attention import attended_pairs as attended_pairs_array
 
 DEVICE = Device(flop_per_s=312e12, bytes_per_s=2.039e12, num_sms=108, element_bytes=2)
 

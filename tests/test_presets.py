@@ -10,7 +10,7 @@ import pytest
 
 from simulator import presets, schemas
 from simulator.errors import SpecError
-from simulator.files import to_json, write_atomically
+from simulator.formats.files import to_json, write_atomically
 
 NAMES = {
     "models": "fa-pool ma-separation two-level tiny-dense tiny-moe llama-3.1-8b llama-3.1-70b mixtral-8x7b",
@@ -119,7 +119,7 @@ def test_every_schema_describes_its_record() -> None:
 def test_loading_a_scenario_imports_nothing_heavy() -> None:
     code = (
         "import sys\n"
-        "from simulator import presets, schemas, trace, topo\n"
+        "from simulator import presets, schemas\nfrom simulator.formats import trace, topo\n"
         "presets.model(presets.scenario('fa-pool').model)\n"
         "heavy = {'torch', 'sklearn', 'pandas', 'scipy', 'networkx', 'streamlit'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"

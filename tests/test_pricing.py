@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from simulator import pricing
-from simulator.engine import simulate
+from simulator.costs import pricing
+from simulator.costs.pricing import as_measured, measured_collectives, price
 from simulator.errors import ProfileError
 from simulator.host import Host
-from simulator.pricing import as_measured, measured_collectives, price
 from simulator.profile import CollectiveCurve, MemoryCost, Profile, SendRecv
 from simulator.program import Add, Collective
+from simulator.simulation.engine import simulate
 from tests.hand_made import CPU, GPU, cluster, collective, compute, cpu_cluster, program, recv, send
 
 MB = 10**6

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from simulator.errors import ProfileError, SpecError
-from simulator.files import parse, to_json, validate
+from simulator.formats.files import parse, to_json, validate
 from simulator.profile import PRESETS, Profile, decode_floats, encode_floats, load_profile, preset_names
 
 LOAD_LIMIT_S = 0.05

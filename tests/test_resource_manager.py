@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.errors import SpecError
-from simulator.pool_policy import DOCUMENTS_RULE, NO_POOL, PoolRules, policy
-from simulator.resource_manager import (
+from simulator.serving.pool_policy import DOCUMENTS_RULE, NO_POOL, PoolRules, policy
+from simulator.serving.resource_manager import (
     Activated,
     BatchEnded,
     BatchFormed,

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from executor.supervisor import Supervisor
 from simulator import program as p
-from simulator.engine import run
+from simulator.costs.work import kernels_of
 from simulator.errors import InfeasibleError
 from simulator.kernel import attended_pairs, flops
 from simulator.lowering import lower
 from simulator.model import Model
 from simulator.placement import AttentionGrid, Placement, Stage
-from simulator.work import kernels_of
+from simulator.simulation.engine import run
 from simulator.workload import Sequences, Step, prefill_step
 from tests.executor_world import assert_like_reference, generation_of, replayed, run_on
 from tests.hand_made import cluster

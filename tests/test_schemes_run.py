@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 
 from simulator.cluster import Fabric
-from simulator.critical_path import critical_path, path_times
-from simulator.engine import run
 from simulator.lowering import lower
 from simulator.placement import AttentionGrid, Placement
 from simulator.program import Collective, Program, Recv, Send
+from simulator.simulation.critical_path import critical_path, path_times
+from simulator.simulation.engine import run
 from simulator.workload import Sequences, Step, decode_step
 from tests.hand_made import cluster, durations
 from tests.schemes import pooled, tiny_model

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from planner.critical_path import Doubt, difference
 from planner.evaluate import Evaluated, evaluate_until, lacking, memory_of, try_evaluate
+from planner.exploring.critical_path import Doubt, difference
 from planner.problem import Problem
 from planner.search import race, score_factor, try_pools
 from planner.space import Question, enumerate_space, name_of, placement_of

@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator import presets
-from simulator.batch import Batching
 from simulator.errors import InfeasibleError, ProfileError, SpecError
-from simulator.pool_policy import DOCUMENTS_RULE, NO_POOL, PoolRules, policy
-from simulator.resource_manager import Activated, FellBack, Queued, Released
-from simulator.sampling import Lengths, sample_lengths, sample_trials
-from simulator.served import Served
-from simulator.serving import UNLIMITED, Run, serve
-from simulator.trace import Request
+from simulator.formats.trace import Request
+from simulator.serving.batch import Batching
+from simulator.serving.pool_policy import DOCUMENTS_RULE, NO_POOL, PoolRules, policy
+from simulator.serving.queue import UNLIMITED, Run, serve
+from simulator.serving.resource_manager import Activated, FellBack, Queued, Released
+from simulator.serving.sampling import Lengths, sample_lengths, sample_trials
+from simulator.serving.served import Served
 from simulator.units import PICOSECONDS_PER_S as S
 from simulator.workload import Bucket, Phase
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.clock import Clock
-from simulator.fair_rates import fair_rates
-from simulator.fair_table import FairTable
-from simulator.sharing import Activity, Path, Sharing
+from simulator.fabric.fair_rates import fair_rates
+from simulator.fabric.fair_table import FairTable
+from simulator.fabric.sharing import Activity, Path, Sharing
+from simulator.simulation.clock import Clock
 
 Flow = tuple[float, float, dict[int, float], float]
 """(start in seconds, work, weights by resource, cap)."""

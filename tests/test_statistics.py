@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from simulator import metrics
-from simulator.comparison import compare
-from simulator.statistics import (
+from simulator.serving.comparison import compare
+from simulator.serving.statistics import (
     accept,
     holm,
     paired_bootstrap,

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulator.chrome_trace import chrome_trace
-from simulator.critical_path import critical_path, path_times
-from simulator.engine import World, run
 from simulator.program import Program
-from simulator.timeline import (
+from simulator.simulation.chrome_trace import chrome_trace
+from simulator.simulation.critical_path import critical_path, path_times
+from simulator.simulation.engine import World, run
+from simulator.simulation.timeline import (
     Timeline,
     breakdown,
     covered,

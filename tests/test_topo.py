@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from simulator import presets
 from simulator.errors import SpecError
-from simulator.topo import TopoOptions, from_topo, read_matrix
+from simulator.formats.topo import TopoOptions, from_topo, read_matrix
 from tests.shared_data import refusal, shared, shared_files
 
 A100 = presets.gpus()["A100-SXM4-80GB"]

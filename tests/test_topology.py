@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from simulator.cluster import Fabric
 from simulator.errors import SpecError
-from simulator.topology import Topology, graph
+from simulator.fabric.topology import Topology, graph
 from tests.hand_made import cluster
 
 

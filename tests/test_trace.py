@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from simulator import presets
 from simulator.errors import SpecError
-from simulator.trace import Request, from_trace, read_requests
+from simulator.formats.trace import Request, from_trace, read_requests
 from tests.shared_data import refusal, shared
 
 EXPECTED = (Request(0.0, 374, 44), Request(4.5, 396, 109), Request(6.25, 20, 7))

@@ -14,7 +14,7 @@ from executor.session import prompts_of
 from executor.supervisor import Supervisor
 from simulator import presets
 from simulator import program as p
-from simulator.engine import simulate
+from simulator.costs.work import kernels_of
 from simulator.errors import InfeasibleError
 from simulator.kernel import AttentionPrefill, Gemm, Memory, attended_pairs, flops
 from simulator.lowering import lower
@@ -22,8 +22,8 @@ from simulator.memory import cache_bytes, weight_slices
 from simulator.model import Experts, Layer, Model
 from simulator.placement import AttentionGrid, DimMode, Placement, Stage
 from simulator.profile import load_profile
+from simulator.simulation.engine import simulate
 from simulator.weight_slice import DimSlice, WeightSlice
-from simulator.work import kernels_of
 from simulator.workload import Sequences, Step, decode_step, prefill_step
 from tests.executor_world import assert_like_reference, assert_transfers_as_planned, generation_of, replayed, run_on
 from tests.program_checks import assert_well_formed, sent_bytes

@@ -11,10 +11,10 @@ import pytest
 
 from planner.make import make_problem
 from planner.problem import Problem
-from planner.verify import verify
+from planner.verification.verify import verify
 from simulator.allocation import Allocation, Limits, Sources
 from simulator.errors import SpecError
-from simulator.files import to_json, validate
+from simulator.formats.files import to_json, validate
 from simulator.presets import cluster as load_cluster
 from simulator.profile import load_profile
 from simulator.workload import Bucket, Workload

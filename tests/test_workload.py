@@ -7,7 +7,7 @@ import pytest
 from simulator import presets
 from simulator.cluster import Cluster
 from simulator.errors import SpecError
-from simulator.files import validate
+from simulator.formats.files import validate
 from simulator.scenario import Scenario
 from simulator.workload import Workload
 

@@ -18,8 +18,8 @@ from pydantic import Field
 
 from calibration.importers.collective_row import CollectiveRow, Kind, bus_factor
 from simulator.errors import SpecError
-from simulator.files import Record, load
-from simulator.table import Row, read_lines, read_rows
+from simulator.formats.files import Record, load
+from simulator.formats.table import Row, read_lines, read_rows
 
 GROUP_COLUMNS = 4  # time, algbw, busbw, error: once out of place, once in place
 LEADING_COLUMNS = (3, 4, 5)  # size count type [redop [root]]

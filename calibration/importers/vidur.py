@@ -16,8 +16,8 @@ from typing import Literal
 
 from calibration.importers.collective_row import CollectiveRow, Kind
 from simulator.errors import SpecError
+from simulator.formats.table import Row, read_rows
 from simulator.kernel import ComputeKernel, Gemm, Memory
-from simulator.table import Row, read_rows
 
 DTYPE, DTYPE_BYTES = "fp16", 2
 NETWORK_KINDS: dict[str, Kind] = {"all_reduce": "all_reduce", "send_recv": "send_recv"}

@@ -8,8 +8,8 @@ import json
 from planner.commands.output import say, table, to_terminal
 from simulator.allocation import Allocation
 from simulator.errors import SpecError
-from simulator.files import load, write_atomically
-from simulator.timeline import breakdown, imbalance, link_utilisation, utilisation
+from simulator.formats.files import load, write_atomically
+from simulator.simulation.timeline import breakdown, imbalance, link_utilisation, utilisation
 from simulator.units import format_seconds
 
 
@@ -24,7 +24,7 @@ def explain(arguments: argparse.Namespace) -> int:
 
 def verify(arguments: argparse.Namespace) -> int:
     from planner.execution import read_inputs
-    from planner.verify import verify as verify_allocation
+    from planner.verification.verify import verify as verify_allocation
 
     allocation = load(arguments.allocation, Allocation)
     found = read_inputs(allocation)
@@ -43,9 +43,9 @@ def verify(arguments: argparse.Namespace) -> int:
 
 def simulate(arguments: argparse.Namespace) -> int:
     from planner.execution import default_question, entry, inputs, programs
-    from simulator.chrome_trace import chrome_trace
-    from simulator.engine import simulate as simulate_program
     from simulator.measurement import Question
+    from simulator.simulation.chrome_trace import chrome_trace
+    from simulator.simulation.engine import simulate as simulate_program
 
     allocation = load(arguments.allocation, Allocation)
     question = default_question(allocation, arguments.tokens, 1, "chosen")

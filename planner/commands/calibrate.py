@@ -8,7 +8,7 @@ from pathlib import Path
 
 from planner.commands.output import progress, say, table, to_terminal
 from simulator.errors import SpecError
-from simulator.files import to_json, write_atomically
+from simulator.formats.files import to_json, write_atomically
 from simulator.profile import Profile, load_profile
 
 DEFAULT_BUDGET_S = {"cpu": 45.0, "cuda": 600.0}
@@ -69,7 +69,7 @@ def update(arguments: argparse.Namespace) -> int:
     """What runs taught: residuals refitted, intervals re-set."""
     from planner.learning import learn
     from simulator.allocation import Allocation
-    from simulator.files import load
+    from simulator.formats.files import load
     from simulator.measurement import Measurement
 
     profile, allocation = load_profile(arguments.profile), load(arguments.allocation, Allocation)

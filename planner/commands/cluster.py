@@ -11,8 +11,8 @@ from planner.commands.output import say, table, to_terminal
 from simulator import presets
 from simulator.cluster import Cluster
 from simulator.errors import SpecError
-from simulator.files import to_json, write_atomically
-from simulator.topo import TopoOptions, from_topo
+from simulator.formats.files import to_json, write_atomically
+from simulator.formats.topo import TopoOptions, from_topo
 from simulator.units import format_bytes
 
 BITS_PER_BYTE = 8

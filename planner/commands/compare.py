@@ -12,10 +12,10 @@ from planner.commands.output import progress, table, to_terminal
 from planner.compare import Compared, Numbers, Options, Row
 from planner.compare import compare as compare_problem
 from planner.problem import load_problem
-from simulator.comparison import Comparison
 from simulator.errors import SpecError
 from simulator.metrics import TPOT, TPS, TPS_PER_GPU, TTFT, UTILISATION_BASE, UTILISATION_POOL
-from simulator.statistics import Summary
+from simulator.serving.comparison import Comparison
+from simulator.serving.statistics import Summary
 from simulator.units import format_seconds
 
 

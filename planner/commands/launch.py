@@ -6,9 +6,9 @@ import argparse
 
 from planner.commands.output import say
 from planner.execution import inputs
-from planner.launch import Launch, make_launch, slurm_script, torchrun_script
+from planner.handover.launch import Launch, make_launch, slurm_script, torchrun_script
 from simulator.allocation import Allocation
-from simulator.files import load
+from simulator.formats.files import load
 
 
 def launch(arguments: argparse.Namespace) -> int:
@@ -22,7 +22,7 @@ def launch(arguments: argparse.Namespace) -> int:
 
 def text_of(made: Launch, arguments: argparse.Namespace) -> str:
     if arguments.kubernetes:
-        from planner.launch_kubernetes import jobset
+        from planner.handover.kubernetes import jobset
 
         return jobset(made, arguments.allocation.stat().st_size)
     path = str(arguments.allocation)

@@ -9,7 +9,7 @@ from planner.commands.output import ERR, say, table, to_terminal
 from simulator import presets
 from simulator.allocation import Allocation, Alternative, Choice
 from simulator.errors import SpecError
-from simulator.files import to_json, write_atomically
+from simulator.formats.files import to_json, write_atomically
 from simulator.scenario import Scenario
 from simulator.units import format_bytes, format_seconds
 

@@ -7,7 +7,7 @@ import argparse
 from planner.commands.output import progress, say, table, to_terminal
 from planner.execution import Executed, RunOptions, default_question, execute
 from simulator.allocation import Allocation
-from simulator.files import load, to_json, write_atomically
+from simulator.formats.files import load, to_json, write_atomically
 from simulator.units import format_bytes, format_seconds
 
 

@@ -11,7 +11,7 @@ from planner.commands.output import say, table, to_terminal
 from planner.validation import StepRow, Validation
 from planner.validation import validate as validate_run
 from simulator.allocation import Allocation
-from simulator.files import load, write_atomically
+from simulator.formats.files import load, write_atomically
 from simulator.measurement import Measurement
 from simulator.units import format_seconds
 

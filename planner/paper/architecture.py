@@ -24,10 +24,10 @@ from planner.paper.speedup import split
 from planner.paper.statement import Statement, close, judged, specified
 from planner.paper.steps import cluster, kv_bytes_per_sequence, model, nodes, prefill_s, sent_bytes
 from simulator import program as p
-from simulator.collectives import tree_depth
+from simulator.fabric.collectives import tree_depth
 from simulator.lowering import lower
 from simulator.memory import is_view
-from simulator.pool_policy import DOCUMENTS_RULE
+from simulator.serving.pool_policy import DOCUMENTS_RULE
 from simulator.units import format_bytes
 from simulator.workload import prefill_step
 

@@ -14,8 +14,8 @@ from planner.paper.statement import Statement, close, judged, unverifiable, with
 from planner.paper.steps import cluster, core_s, kv_bytes_per_sequence, model, parts_s, prefill_s, sent_bytes, timeline
 from simulator import program as p
 from simulator.metrics import documents_tps
-from simulator.statistics import DOCUMENTS_MAX_STD_RATIO
-from simulator.timeline import Timeline, breakdown, rank_times
+from simulator.serving.statistics import DOCUMENTS_MAX_STD_RATIO
+from simulator.simulation.timeline import Timeline, breakdown, rank_times
 from simulator.workload import prefill_step
 
 Rows = tuple[Statement, ...]

@@ -13,8 +13,8 @@ from planner.paper.speedup import ceiling, over_baseline
 from planner.paper.statement import Statement, close, judged, specified, unverifiable, within
 from planner.paper.steps import cluster, decode_s, model
 from simulator.metrics import documents_tps
-from simulator.statistics import accept, paired_t_test
-from simulator.timeline import breakdown, utilisation
+from simulator.serving.statistics import accept, paired_t_test
+from simulator.simulation.timeline import breakdown, utilisation
 from simulator.units import GB, GiB
 
 Rows = tuple[Statement, ...]

@@ -11,9 +11,9 @@ from planner.paper.speedup import baseline_s, ceiling, over_baseline
 from planner.paper.statement import Statement, close, judged, specified
 from planner.paper.steps import model, prefill_s, timeline
 from simulator.kernel import AttentionPrefill, flops
-from simulator.pool_policy import DOCUMENTS_RULE, PoolRules
-from simulator.resource_manager import Activated, BatchEnded, BatchFormed, Released, decide, idle_pool
-from simulator.timeline import Timeline, breakdown, utilisation
+from simulator.serving.pool_policy import DOCUMENTS_RULE, PoolRules
+from simulator.serving.resource_manager import Activated, BatchEnded, BatchFormed, Released, decide, idle_pool
+from simulator.simulation.timeline import Timeline, breakdown, utilisation
 from simulator.workload import prefill_step
 
 Rows = tuple[Statement, ...]

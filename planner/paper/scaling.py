@@ -9,10 +9,10 @@ from planner.paper.speedup import ceiling, overlapped_speed_up, speed_up
 from planner.paper.statement import Statement, close, judged, within
 from planner.paper.steps import model, nodes, sent_bytes, timeline
 from simulator import program as p
+from simulator.costs.work import kernels_of
 from simulator.kernel import flops
 from simulator.lowering import lower
-from simulator.timeline import utilisation
-from simulator.work import kernels_of
+from simulator.simulation.timeline import utilisation
 from simulator.workload import prefill_step
 
 Rows = tuple[Statement, ...]

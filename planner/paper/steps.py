@@ -13,14 +13,14 @@ from typing import Literal
 from planner.documents.placements import static
 from simulator import presets, program
 from simulator.cluster import Cluster
-from simulator.cost import predict
-from simulator.engine import simulate
+from simulator.costs.cost import predict
 from simulator.kernel import AttentionPrefill, ComputeKernel, Gemm, Memory
 from simulator.lowering import lower
 from simulator.model import Model
 from simulator.placement import Placement
 from simulator.profile import Profile, load_profile
-from simulator.timeline import Timeline
+from simulator.simulation.engine import simulate
+from simulator.simulation.timeline import Timeline
 from simulator.units import PICOSECONDS_PER_S
 from simulator.workload import Step, decode_step, prefill_step
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from math import prod
 
 from simulator import program as p
+from simulator.costs.work import contiguous_rows
 from simulator.lowering.redistribution import Holding, Plan
 from simulator.tile import Batch, Span, Tile, num_tokens
 from simulator.units import DTYPE_BYTES
-from simulator.work import contiguous_rows
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,145 @@
+"""Bound: a vectorised lower bound on the simulated time of a step, for every candidate of a space at once.
+
+Each of these is at most the simulated time, so their maximum is (tests compare them on random instances):
+
+    chain      one micro-batch through all layers on one rank: its kernels, its collectives alone on their links, and
+               the bytes it must receive and send over its own NIC
+    compute    all kernels of the base rank, of the busiest pool rank; micro-batches may overlap nothing else
+    collective all of a rank's all-reduces (they share one stream)
+    network    all bytes that leave the base, over all its NICs
+    pipeline   first micro-batch to stage i, stage i's work for all of them, the last one to the end
+
+Left out, so the bound stays below: copies (slices, concatenations, merges), latencies but one a hop, contention
+between flows, fabric oversubscription.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from planner.bounds.attention import first_heads, whole_attention
+from planner.bounds.context import context_bound
+from planner.bounds.layer import (
+    base_layer,
+    dense_layer,
+    end_seconds,
+    gate_seconds,
+    layer_kinds,
+    micro_batches,
+    moe_seconds,
+    store,
+)
+from planner.bounds.network import network_of, pool_chain
+from planner.bounds.rates import Array, Numbers, Rates
+from planner.bounds.shares import Dealt, block_edges, ceil_div
+from planner.space import Question, Scheme, Table
+from simulator.model import Layer
+from simulator.placement import even_split
+
+ROUNDING = 1e-6  # the simulator rounds every operation to a picosecond, and none is shorter than a microsecond
+
+
+def step_bound(question: Question, table: Table, rates: Rates, *, parts: int | None = None) -> Array:
+    """Seconds no simulation of a candidate can beat. ``parts``: sequences are dealt into as many (the cache's placement
+    decodes them so); None: as the candidate itself would."""
+    bound = np.zeros(len(table))
+    for schemes, family in (
+        ((Scheme.STATIC,), _static),
+        ((Scheme.CONTEXT,), context_bound),
+        ((Scheme.POOL, Scheme.JOINED), _pooled),
+        ((Scheme.SEPARATED,), _separated),
+    ):
+        chosen = np.flatnonzero(np.isin(table["scheme"], schemes))
+        if len(chosen):
+            bound[chosen] = family(question, table[chosen], rates, parts)
+    return bound * (1 - ROUNDING)
+
+
+def _static(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """One stage: chain, kernels, all-reduces. Several: a micro-batch through all, the others through the busiest."""
+    kinds = layer_kinds(question)
+    chain, compute, reduce = np.zeros((3, len(table)))
+    least = {kind: np.full(len(table), np.inf) for kind in kinds}
+    for used, dealt, tokens in micro_batches(question, table, parts):
+        through = used * end_seconds(question, table, rates, tokens, dealt.total)
+        for kind, num in kinds.items():
+            base = base_layer(question, table, rates, tokens, kind)
+            kernels = base.compute + whole_attention(question, table, kind, rates, dealt)
+            if question.phase == "decode":
+                kernels = kernels + store(question, table, rates, dealt.total)
+            layer_s = kernels + 2 * base.reduce
+            least[kind] = np.where(used > 0, np.minimum(least[kind], layer_s), least[kind])
+            through = through + used * num * layer_s
+            compute, reduce = compute + used * num * kernels, reduce + used * num * 2 * base.reduce
+        chain = np.maximum(chain, through)
+    stage = _busiest_stage(question, table, least)
+    through = sum((num * least[kind] for kind, num in kinds.items()), np.zeros(len(table)))
+    pipeline = through + (table["micro_batches"] - 1) * stage
+    return np.where(table["stages"] == 1, np.maximum(chain, np.maximum(compute, reduce)), np.maximum(chain, pipeline))
+
+
+def _busiest_stage(question: Question, table: Table, layer_s: dict[Layer, Array]) -> Array:
+    """Seconds of one micro-batch's layers in the largest stage."""
+    most = np.zeros(len(table))
+    for stages in np.unique(table["stages"]):
+        first = 0
+        for size in even_split(question.model.num_layers, int(stages)):
+            kinds = Counter(question.model.layers[first : first + size])
+            seconds = sum((n * layer_s[kind] for kind, n in kinds.items()), np.zeros(len(table)))
+            most = np.where(table["stages"] == stages, np.maximum(most, seconds), most)
+            first += size
+    return most
+
+
+def _pooled(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """Chains through the pool; the base rank's stream (it waits for its all-reduces: only attention is a pause); the
+    busiest pool rank's kernels; the base's NICs."""
+    network, joined = network_of(question, rates, table), table["scheme"] == Scheme.JOINED
+    chain, totals = np.zeros(len(table)), np.zeros((3, len(table)))
+    for used, dealt, tokens in micro_batches(question, table, parts):
+        through = end_seconds(question, table, rates, tokens, dealt.total)
+        for layer, num in layer_kinds(question).items():
+            base = base_layer(question, table, rates, tokens, layer)
+            pool = pool_chain(question, table, rates, network, dealt, layer)
+            own = np.where(joined, pool.first_s, 0.0)
+            through = through + num * (base.compute + 2 * base.reduce + np.maximum(pool.chain_s, own))
+            rows = (base.compute + own + 2 * base.reduce, pool.busiest_s, pool.egress_s)
+            totals += used * num * np.stack(rows)
+        chain = np.maximum(chain, used * through)
+    return np.asarray(np.maximum(chain, totals.max(axis=0)))
+
+
+def _separated(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """One micro-batch through attention and experts; all of them on either side."""
+    chain, attention, feed_forward = np.zeros((3, len(table)))
+    for used, dealt, tokens in micro_batches(question, table, parts):
+        through = np.zeros(len(table))
+        for layer, num in layer_kinds(question).items():
+            one, two = _separated_layer(question, table, rates, tokens, dealt, layer)
+            through += num * (one + two)
+            attention, feed_forward = attention + used * num * one, feed_forward + used * num * two
+        chain = np.maximum(chain, used * through)
+    return np.maximum(chain, np.maximum(attention, feed_forward))
+
+
+def _separated_layer(
+    question: Question, table: Table, rates: Rates, tokens: Numbers, dealt: Dealt, layer: Layer
+) -> tuple[Array, Array]:
+    """(attention rank's, first expert rank's) kernels."""
+    model, replicas = question.model, table["replicas"].astype(np.int64)
+    heads, tensor = first_heads(question, table["heads"].astype(np.int64)), table["tensor"].astype(np.int64)
+    width = (heads.queries + 2 * heads.keys) * model.head_dim
+    attention = whole_attention(question, table, layer, rates, dealt) + rates.gemm(tokens, width, model.hidden_size)
+    rule = table["rule"].astype(np.int64)
+    if question.phase == "decode":
+        share = np.where(replicas == 1, dealt.total, np.where(dealt.full_parts > 0, dealt.full, dealt.other))
+    else:
+        low, high, *_ = block_edges(question.tokens, replicas, rule, np.zeros_like(replicas), causal=model.causal)
+        share = dealt.total * (high - low)
+    if not layer.routed:
+        return attention, dense_layer(question, rates, tensor, share)
+    gate = gate_seconds(question, rates, share)
+    held = ceil_div(model.experts.num_experts if model.experts else 1, np.maximum(tensor, replicas))
+    return attention, np.where(replicas > 1, gate, gate + moe_seconds(question, rates, share, held, np.ones_like(held)))

@@ -1,0 +1,154 @@
+"""Context parallelism's part of the bound: replicas that each hold a share of the tokens and all of the weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.bounds.attention import Cells, cells_of, decode_seconds, first_heads, prefill_cells
+from planner.bounds.layer import base_layer, dense_layer, end_seconds, gate_seconds, layer_kinds, micro_batches, store
+from planner.bounds.network import Network, network_of
+from planner.bounds.race import LAYERS, REPLICAS, Leg, needed_tokens, run_leg
+from planner.bounds.rates import Array, Numbers, Rates
+from planner.bounds.shares import Dealt, block_edges
+from planner.space import Question, Table
+from simulator.model import Layer
+
+
+def context_bound(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """Every replica's own stream; the race of all; the busiest NIC.
+
+    A rank need not be done with the layer before to receive its keys, but no rank sends before it has projected them:
+    the earliest end of a layer, F, grows at least by the least projection + the least, over ranks, of (keys' arrival,
+    attention, the rest of the layer).
+    """
+    network, cells = network_of(question, rates, table), cells_of(table["replicas"].astype(np.int64))
+    chain, totals = np.zeros(len(table)), np.zeros((3, len(cells.row)))
+    for used, dealt, _ in micro_batches(question, table, parts):
+        tokens = _replica_tokens(question, table, cells, dealt)
+        ends = cells.least(end_seconds(question, table[cells.row], rates, tokens, 0 * tokens))
+        own, raced, works = np.zeros(len(cells.row)), ends, {}
+        for layer, num in layer_kinds(question).items():
+            work = works[layer] = _replica_layer(question, table, rates, network, cells, dealt, layer, tokens)
+            own = own + num * (work.before + work.attention + work.after)
+            arrives = work.inbound + np.where(table["streams"][cells.row] > 1, 0.0, work.attention)
+            rest = np.maximum(arrives, work.attention) + work.after
+            raced = raced + num * (cells.least(work.before) + cells.least(rest))
+            totals += used[cells.row] * num * np.stack((work.compute, work.inbound, work.outbound))
+        if question.phase == "prefill":
+            raced = np.maximum(raced, ends + _raced(question, table, rates, network, cells, dealt, works))
+        chain = np.maximum(chain, used * np.maximum(ends + cells.most(own), raced))
+    return np.maximum(chain, cells.most(totals.max(axis=0)))
+
+
+def _raced(
+    question: Question,
+    table: Table,
+    rates: Rates,
+    network: Network,
+    cells: Cells,
+    dealt: Dealt,
+    works: dict[Layer, ReplicaWork],
+) -> Array:
+    """Candidates with equally many replicas run their first layers together (``bound_race``)."""
+    raced = np.zeros(len(table))
+    kinds = set(question.model.layers)
+    if any(layer.window for layer in kinds):
+        return raced
+    for replicas in np.unique(table["replicas"][table["replicas"] <= REPLICAS]):
+        rows = np.flatnonzero(table["replicas"] == replicas)
+        at = cells.first[rows][:, None] + np.arange(replicas)
+        some, sequences = table[rows], dealt.total[rows]
+        legs = {kind: _leg(question, some, rates, network, sequences, works[kind], at) for kind in kinds}
+        ends = np.zeros(at.shape)
+        for layer in question.model.layers[:LAYERS]:
+            ends = run_leg(ends, legs[layer])
+        rest = sum((_least_layer(works[layer], at) for layer in question.model.layers[LAYERS:]), np.zeros(len(rows)))
+        raced[rows] = np.where(rest > 0, ends.min(axis=1) + rest, ends.max(axis=1))
+    return raced
+
+
+def _least_layer(work: ReplicaWork, at: Numbers) -> Array:
+    return np.asarray((work.before + work.attention + work.after)[at].min(axis=1))
+
+
+def _leg(
+    question: Question, table: Table, rates: Rates, network: Network, sequences: Numbers, work: ReplicaWork, at: Numbers
+) -> Leg:
+    replicas = np.full(at.shape, at.shape[1], dtype=np.int64)
+    number = np.broadcast_to(np.arange(at.shape[1]), at.shape)
+    rule = np.broadcast_to(table["rule"].astype(np.int64)[:, None], at.shape)
+    edges = block_edges(question.tokens, replicas, rule, number, causal=question.model.causal)
+    tokens = needed_tokens((edges[0], edges[1], edges[2], edges[3]), causal=question.model.causal)
+    home = number // network.near(question, table)[:, None]
+    away = (home[:, :, None] != home[:, None, :]) & (network.latency_s > 0)
+    held = first_heads(question, table["heads"].astype(np.int64)).keys
+    row_s = sequences * 2 * held * question.model.head_dim * rates.size / network.nic_bytes_per_s
+    others = ~np.eye(at.shape[1], dtype=np.bool_)
+    return Leg(
+        work.before[at],
+        work.attention[at],
+        work.after[at],
+        np.where(away, tokens * row_s[:, None, None], 0.0),
+        (others & (tokens > 0)).astype(float),
+        np.where(away, network.latency_s, 0.0),
+        (table["streams"] > 1).astype(float),
+    )
+
+
+def _replica_tokens(question: Question, table: Table, cells: Cells, dealt: Dealt) -> Numbers:
+    """Tokens of every replica: its query block of all sequences, or all of its sequences."""
+    if question.phase == "decode":
+        full = cells.block < dealt.full_parts[cells.row]
+        return np.where(full, dealt.full[cells.row], dealt.other[cells.row])
+    rule, replicas = (table[name].astype(np.int64)[cells.row] for name in ("rule", "replicas"))
+    edges = block_edges(question.tokens, replicas, rule, cells.block, causal=question.model.causal)
+    return dealt.total[cells.row] * (edges[1] - edges[0] + edges[3] - edges[2])
+
+
+@dataclass(frozen=True)
+class ReplicaWork:
+    """Per replica, one layer and micro-batch: seconds before, of and after attention (after: with both all-reduces),
+    of kernels alone, and for its keys' way in and out of its node."""
+
+    before: Array
+    attention: Array
+    after: Array
+    compute: Array
+    inbound: Array
+    outbound: Array
+
+
+def _replica_layer(
+    question: Question,
+    table: Table,
+    rates: Rates,
+    network: Network,
+    cells: Cells,
+    dealt: Dealt,
+    layer: Layer,
+    tokens: Numbers,
+) -> ReplicaWork:
+    """Routed layers of replicas exchange tokens (tensor degree 1): no fewer kernels than the gate's."""
+    wide = table[cells.row]
+    base = base_layer(question, wide, rates, tokens, Layer(window=layer.window))
+    after = base.after
+    if layer.routed:
+        after = (
+            after
+            - dense_layer(question, rates, wide["tensor"].astype(np.int64), tokens)
+            + gate_seconds(question, rates, tokens)
+        )
+    inbound, outbound = np.zeros((2, len(tokens)))
+    if question.phase == "decode":
+        attention = decode_seconds(question, wide, layer, rates, tokens)[0] + store(question, wide, rates, tokens)
+    else:
+        attention, queries, keys = prefill_cells(question, table, cells, layer, rates, dealt)
+        inbound = network.keys_seconds(question, table, rates, keys, queries, cells)
+        first = (cells.block == 0) & (not layer.window)
+        outbound = np.where(first, network.sent_seconds(question, table, rates, queries, cells), 0.0)
+    used = tokens > 0
+    compute = np.where(used, base.before + after + attention, 0.0)
+    after = np.where(used, after + 2 * base.reduce, 0.0)
+    return ReplicaWork(np.where(used, base.before, 0.0), attention, after, compute, inbound, outbound)

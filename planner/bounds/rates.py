@@ -1,0 +1,163 @@
+"""Rates: vectorised prices of kernels and collectives for the bound; never more than what the simulator charges.
+
+A kernel costs at least what the fastest GPU type of the cluster needs for it, and where it is an operation of its own
+at least its launch (attention may be several kernels an operation: none). Collectives inside a node follow the measured
+curve, across nodes ``collective_cost``. Rows with a zero dimension are free: nothing is launched for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.cluster import Cluster
+from simulator.costs.collective_cost import Call, collective_cost
+from simulator.costs.collective_curve import collective_seconds
+from simulator.costs.cost import PHYSICAL_MODELS, device_of, predict_rows
+from simulator.costs.pricing import as_measured, measured_collectives
+from simulator.errors import ProfileError
+from simulator.fabric.topology import Topology
+from simulator.profile import Profile
+from simulator.units import DTYPE_BYTES
+
+Array = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Prices on a cluster. ``cluster`` is as measured (``simulator.costs.pricing``). ``roofline``: kernels at the floor
+    under every prediction (FLOPs and bytes at peak) instead of the prediction itself: lower, and fifty times faster."""
+
+    cluster: Cluster
+    profiles: Mapping[str, Profile]
+    dtype: str
+    topology: Topology
+    roofline: bool = False
+    collectives: dict[tuple[tuple[int, ...], float], float] = field(default_factory=dict, compare=False, repr=False)
+
+    def as_roofline(self) -> Rates:
+        """The same with ``roofline`` set."""
+        return replace(self, roofline=True)
+
+    @property
+    def size(self) -> int:
+        """Bytes of an element."""
+        return DTYPE_BYTES[self.dtype]
+
+    def gemm(self, m: npt.ArrayLike, n: npt.ArrayLike, k: npt.ArrayLike) -> Array:
+        """Seconds of [m, k] @ [k, n]; arguments broadcast."""
+        return self._kernel("gemm", m, n, k)
+
+    def prefill(self, columns: tuple[npt.ArrayLike, ...]) -> Array:
+        """(batch, seq_q, seq_kv, heads, kv_heads, head_dim, causal, window) → seconds."""
+        return self._kernel("attention_prefill", *columns)
+
+    def decode(self, columns: tuple[npt.ArrayLike, ...]) -> Array:
+        """(batch, context, heads, kv_heads, head_dim, window) → seconds."""
+        return self._kernel("attention_decode", *columns)
+
+    def moe(self, columns: tuple[npt.ArrayLike, ...]) -> Array:
+        """(tokens, hidden, inter, topk, experts, tp, ep, alpha, gated) → seconds."""
+        return self._kernel("moe", *columns)
+
+    def _kernel(self, name: str, *columns: npt.ArrayLike) -> Array:
+        """The distinct rows are priced once; a row whose first columns hold a zero costs nothing."""
+        rows = np.stack(np.broadcast_arrays(*columns), axis=-1).astype(np.float64)
+        flat = rows.reshape(-1, rows.shape[-1])
+        used = (flat[:, : 3 if name != "moe" else 1] > 0).all(axis=1)
+        seconds = np.zeros(len(flat))
+        if used.any():
+            distinct, inverse = distinct_rows(flat[used])
+            seconds[used] = self._cheapest(name, distinct)[inverse]
+        return seconds.reshape(rows.shape[:-1])
+
+    def _cheapest(self, name: str, rows: Array) -> Array:
+        found = []
+        for gpu, slowdown in self._devices():
+            profile = self.profiles[gpu]
+            model = profile.model(name, self.dtype)
+            if self.roofline:
+                shape = PHYSICAL_MODELS[name](rows, model.coefficients, device_of(model, profile.gpu))
+                seconds = shape.floor_s * model.bound_share
+            else:
+                seconds = predict_rows(rows, model, profile.gpu).seconds
+            launch_s = 0.0 if name.startswith("attention") else profile.host_launch_s
+            found.append(np.maximum(seconds, launch_s) * slowdown)
+        return np.asarray(np.minimum.reduce(found))
+
+    def _devices(self) -> list[tuple[str, float]]:
+        """(GPU type, the least slowdown of a node of that type)."""
+        least: dict[str, float] = {}
+        for node in self.cluster.nodes:
+            least[node.gpu] = min(least.get(node.gpu, node.slowdown), node.slowdown)
+        return sorted(least.items())
+
+    def memory(self, kind: str, num_bytes: npt.ArrayLike) -> Array:
+        """Seconds of an element-wise kernel that moves ``num_bytes``; 0 bytes launch nothing."""
+        moved = np.asarray(num_bytes, dtype=np.float64)
+        found = []
+        for gpu, slowdown in self._devices():
+            profile = self.profiles[gpu]
+            costs = {cost.kind: cost for cost in profile.memory}
+            cost = costs.get(kind, costs.get("default"))
+            if cost is None:
+                raise ProfileError(f"profile {profile.name}: no memory kernel {kind!r} and no 'default'; add one")
+            rate = min(cost.bytes_per_s, profile.gpu.memory_bandwidth_bytes_per_s)
+            seconds = np.maximum(cost.launch_s + moved / rate, profile.host_launch_s)
+            found.append(np.where(moved > 0, seconds, 0.0) * slowdown)
+        return np.asarray(np.minimum.reduce(found))
+
+    def all_reduce(self, ranks: tuple[int, ...], num_bytes: Array) -> Array:
+        """Seconds of an all-reduce of ``ranks``, alone on its links, for every size."""
+        if len(ranks) < 2:
+            return np.zeros(len(num_bytes))
+        sizes, inverse = np.unique(num_bytes, return_inverse=True)
+        curve = self._curve(ranks, sizes)
+        if curve is None:
+            curve = np.array([self._across_nodes(ranks, float(size)) for size in sizes])
+        return np.asarray(np.where(sizes > 0, curve, 0.0)[inverse])
+
+    def _across_nodes(self, ranks: tuple[int, ...], num_bytes: float) -> float:
+        """``collective_cost``, each call once."""
+        if (ranks, num_bytes) not in self.collectives:
+            call = Call("all_reduce", "auto", ranks, num_bytes)
+            cost = collective_cost(call, self.topology, measured_collectives(self.profiles))
+            self.collectives[ranks, num_bytes] = cost.seconds
+        return self.collectives[ranks, num_bytes]
+
+    def _curve(self, ranks: tuple[int, ...], sizes: Array) -> Array | None:
+        """The measured curve, where all ranks share a node."""
+        places = [self.topology.places[rank] for rank in ranks]
+        if len({place.node for place in places}) > 1:
+            return None
+        try:
+            return collective_seconds("all_reduce", len(ranks), sizes, self.profiles[places[0].spec.gpu])[0]
+        except ProfileError:
+            return None
+
+
+def make_rates(cluster: Cluster, profiles: Mapping[str, Profile], dtype: str) -> Rates:
+    """Rates of a cluster with its links as the profiles measured them."""
+    measured = as_measured(cluster, profiles)
+    return Rates(measured, profiles, dtype, Topology(measured))
+
+
+def distinct_rows(rows: Array) -> tuple[Array, Numbers]:
+    """(distinct rows, index of each row's copy); by one integer key where the columns' spans allow it."""
+    low = rows.min(axis=0)
+    spans = (rows.max(axis=0) - low).astype(object) + 1
+    total = 1
+    for span in spans:
+        total *= int(span)
+    if total >= 2**62 or (rows != np.rint(rows)).any():
+        found, inverse = np.unique(rows, axis=0, return_inverse=True)
+        return found, inverse.reshape(-1)
+    key = np.zeros(len(rows), dtype=np.int64)
+    for column, span in zip((rows - low).astype(np.int64).T, spans, strict=True):
+        key = key * int(span) + column
+    _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+    return rows[first], inverse.reshape(-1)

@@ -1,0 +1,300 @@
+"""Cost: seconds of kernels on the device of a profile, with a 90 % interval and whether data backs them.
+
+seconds = max(bound, physical model x exp(learned residual(physical features))). The residual sees counts (tiles, waves,
+blocks walked), not raw lengths, and both its inputs and its output are clamped to what calibration saw: outside
+the calibrated range the physical model carries the prediction, the interval widens with the distance in octaves
+and ``inside`` is False. Pure numpy; nothing is cached but the decoded weights.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from simulator.cluster import Gpu
+from simulator.costs import physics, physics_attention, physics_moe
+from simulator.costs.collective_curve import collective_seconds
+from simulator.costs.gaussian_kernel import matern
+from simulator.costs.physics import Array, Device, Physics
+from simulator.errors import ProfileError, SpecError
+from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, Kernel, Memory, Moe
+from simulator.profile import Float32, GaussianResidual, KernelModel, Profile, Residual
+from simulator.units import DTYPE_BYTES
+
+PARALLEL_CHUNKS = 8  # fewer are not worth starting threads
+BLOCK_ROWS = 32
+CHUNK_ROWS = 8192  # keeps a chunk's activations inside the L2 cache
+NOVEL_COLUMNS = frozenset({"causal", "window", "past", "alpha", "gated"})
+NOVEL_OCTAVES = 1.0
+WIDENING_CAP = 4.0  # octaves outside the range after which an interval grows no further
+
+PHYSICAL_MODELS: Mapping[str, physics.PhysicalModel] = {
+    "gemm": physics.gemm,
+    "attention_prefill": physics_attention.prefill,
+    "attention_decode": physics_attention.decode,
+    "moe": physics_moe.moe,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Arrays over the kernels asked for, in their order; all [rows]."""
+
+    seconds: Array
+    p05_s: Array
+    p95_s: Array
+    inside: npt.NDArray[np.bool_]
+    tag: npt.NDArray[np.str_]
+
+
+def predict(kernels: Sequence[Kernel], profile: Profile) -> Prediction:
+    """Every kernel's seconds; ProfileError where the profile has no model for a kernel's class or dtype."""
+    result = Prediction(
+        np.empty(len(kernels)),
+        np.empty(len(kernels)),
+        np.empty(len(kernels)),
+        np.zeros(len(kernels), dtype=np.bool_),
+        np.full(len(kernels), "assumed", dtype="<U9"),
+    )
+    groups: dict[tuple[str, str | int], list[int]] = {}
+    for index, kernel in enumerate(kernels):
+        groups.setdefault(_group_of(kernel), []).append(index)
+    for (name, detail), indices in groups.items():
+        part = _predict_group(name, detail, [kernels[i] for i in indices], profile)
+        for whole, piece in zip(_fields(result), _fields(part), strict=True):
+            whole[indices] = piece
+    return result
+
+
+def predict_rows(rows: Array, model: KernelModel, gpu: Gpu) -> Prediction:
+    """The array-level call: ``rows`` [n, columns of ``physics.COLUMNS[model.kernel]``]."""
+    seconds, floor = _seconds_and_floor(rows, model, device_of(model, gpu))
+    floor = floor * model.bound_share
+    seconds = np.maximum(seconds, floor)
+    distance = octaves_outside(rows, model)
+    region = np.searchsorted(np.array(model.intervals.edges_s), seconds, side="right")
+    widen = model.intervals.widening_per_octave * np.minimum(distance, WIDENING_CAP)
+    low = np.array(model.intervals.low)[region] - widen
+    high = np.array(model.intervals.high)[region] + widen
+    inside = distance == 0.0
+    return Prediction(
+        seconds,
+        np.maximum(seconds * np.exp(np.minimum(low, 0.0)), floor),
+        seconds * np.exp(np.maximum(high, 0.0)),
+        inside,
+        np.where(inside, "fitted", "assumed").astype("<U9"),
+    )
+
+
+def _seconds_and_floor(rows: Array, model: KernelModel, device: Device) -> tuple[Array, Array]:
+    """Chunk by chunk, on all cores when there are several chunks (numpy lets go of the interpreter lock)."""
+    seconds, floor = np.empty(len(rows)), np.empty(len(rows))
+
+    def fill(start: int) -> None:
+        chunk = slice(start, start + CHUNK_ROWS)
+        shape = PHYSICAL_MODELS[model.kernel](rows[chunk], model.coefficients, device)
+        seconds[chunk], floor[chunk] = apply_residual(shape, model.residual), shape.floor_s
+
+    starts = range(0, len(rows), CHUNK_ROWS)
+    if len(starts) < PARALLEL_CHUNKS:
+        list(map(fill, starts))
+    else:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(fill, starts))
+    return seconds, floor
+
+
+def device_of(model: KernelModel, gpu: Gpu) -> Device:
+    return Device(model.compute_flop_per_s, gpu.memory_bandwidth_bytes_per_s, gpu.num_sms, dtype_bytes(model.dtype))
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Bytes an element, or SpecError naming the known dtypes."""
+    if dtype not in DTYPE_BYTES:
+        raise SpecError(f"dtype: unknown {dtype!r}; known: {', '.join(DTYPE_BYTES)}")
+    return DTYPE_BYTES[dtype]
+
+
+def apply_residual(shape: Physics, residual: Residual | GaussianResidual | None) -> Array:
+    """Physical seconds times exp of the learned log residual, clamped to what was seen."""
+    if residual is None:
+        return shape.base_s
+    if shape.features.shape[1] != len(residual.feature_mean):
+        raise ProfileError(
+            f"profile: its residual reads {len(residual.feature_mean)} features, this version computes "
+            f"{shape.features.shape[1]}; rebuild it with the command in its provenance"
+        )
+    x = shape.features.astype(np.float32)
+    x -= np.array(residual.feature_mean, dtype=np.float32)
+    x *= 1.0 / np.array(residual.feature_scale, dtype=np.float32)
+    low, high = np.array(residual.feature_low, dtype=np.float32), np.array(residual.feature_high, dtype=np.float32)
+    np.clip(x, low, high, out=x)
+    log_residual = _network_mean(x, residual) if isinstance(residual, Residual) else _posterior_mean(x, residual)
+    return np.asarray(shape.base_s * np.exp(np.clip(log_residual.astype(np.float64), residual.low, residual.high)))
+
+
+def _network_mean(x: Float32, residual: Residual) -> Float32:
+    """Mean output; in blocks so small that BLAS starts no threads (chunks already use every core)."""
+    blocks = -(-len(x) // BLOCK_ROWS)
+    padded = np.zeros((blocks * BLOCK_ROWS, x.shape[1]), dtype=np.float32)
+    padded[: len(x)] = x
+    stacked = padded.reshape(blocks, BLOCK_ROWS, -1)
+    total = np.zeros((blocks, BLOCK_ROWS, 1), dtype=np.float32)
+    for layers in residual.arrays:
+        hidden = stacked
+        for weights, bias in layers[:-1]:
+            hidden = hidden @ weights
+            hidden += bias
+            np.tanh(hidden, out=hidden)
+        total += hidden @ layers[-1][0] + layers[-1][1]
+    return total.reshape(-1)[: len(x)] / np.float32(max(len(residual.networks), 1))
+
+
+def _posterior_mean(x: Float32, residual: GaussianResidual) -> Float32:
+    correlation = matern(x, residual.points, residual.length).astype(np.float32)
+    return np.asarray(correlation @ residual.weights)
+
+
+def range_columns(kernel: str, rows: Array) -> dict[str, Array]:
+    """What a calibrated range is stated in: the columns, and for prefill the prefix length."""
+    values = {name: rows[:, i] for i, name in enumerate(physics.COLUMNS[kernel])}
+    if kernel == "attention_prefill":
+        values["past"] = values["seq_kv"] - values["seq_q"]
+    return values
+
+
+def octaves_outside(rows: Array, model: KernelModel) -> Array:
+    """Largest distance of any column from its calibrated range, in doublings (0 inside).
+
+    A kind never timed (a prefix, a window, another mask or routing) is NOVEL_OCTAVES away however long it is:
+    the physical counts cover it, no row confirms it.
+    """
+    worst = np.zeros(len(rows))
+    for name, values in range_columns(model.kernel, rows).items():
+        bounds = model.calibrated.get(name)
+        if bounds is None:
+            continue
+        if name in NOVEL_COLUMNS:
+            away = NOVEL_OCTAVES * ((values > bounds.high) | (values < bounds.low))
+        else:
+            above = np.log2(np.maximum(values, 1.0) / max(bounds.high, 1.0))
+            below = np.log2(max(bounds.low, 1.0) / np.maximum(values, 1.0))
+            away = np.maximum(above, below)
+        worst = np.maximum(worst, away)
+    return np.where(worst > 1e-9, worst, 0.0)
+
+
+def rows_of(kernels: Sequence[Kernel]) -> Array:
+    """[n, columns] of kernels of one class."""
+    return np.array([_columns(kernel) for kernel in kernels], dtype=np.float64)
+
+
+def class_of(kernel: Kernel) -> str:
+    """``gemm``, ``attention_prefill``, ``attention_decode``, ``moe``, ``memory`` or ``collective``."""
+    match kernel:
+        case Gemm():
+            return "gemm"
+        case AttentionPrefill():
+            return "attention_prefill"
+        case AttentionDecode():
+            return "attention_decode"
+        case Moe():
+            return "moe"
+        case Memory():
+            return "memory"
+        case GroupCollective():
+            return "collective"
+
+
+def routing_alpha(routing: str) -> float:
+    """0 for ``balanced`` (or empty); A for ``power_law_A``."""
+    if routing in ("", "balanced"):
+        return 0.0
+    prefix, _, number = routing.rpartition("_")
+    try:
+        alpha = float(number)
+    except ValueError:
+        alpha = -1.0
+    if prefix != "power_law" or not 0.0 < alpha < 10.0:
+        raise SpecError(f"routing: unknown {routing!r}; known: balanced, power_law_A with 0 < A < 10")
+    return alpha if alpha != 1.0 else 1.0 + 1e-6  # x^-1 is the limit of the generator's formula
+
+
+def _columns(kernel: Kernel) -> tuple[float, ...]:
+    match kernel:
+        case Gemm():
+            return kernel.m, kernel.n, kernel.k
+        case AttentionPrefill(batch=batch, seq_q=seq_q, seq_kv=seq_kv, heads=heads):
+            mask = (float(kernel.causal), float(kernel.window))
+            return batch, seq_q, seq_kv, heads, kernel.kv_heads, kernel.head_dim, *mask
+        case AttentionDecode(batch=batch, context=context, heads=heads):
+            return batch, context, heads, kernel.kv_heads, kernel.head_dim, kernel.window
+        case Moe(tokens=tokens, hidden=hidden, inter=inter, topk=topk, experts=experts):
+            rest = (kernel.tp, kernel.ep, routing_alpha(kernel.routing), float(kernel.gated))
+            return tokens, hidden, inter, topk, experts, *rest
+        case Memory() | GroupCollective():
+            raise AssertionError("memory kernels and collectives have no column form")
+
+
+def _group_of(kernel: Kernel) -> tuple[str, str | int]:
+    match kernel:
+        case Memory(kind=kind):
+            return "memory", kind
+        case GroupCollective(kind=kind, gpus=gpus):
+            return f"collective:{kind}", gpus
+        case _:
+            return class_of(kernel), kernel.dtype
+
+
+def _predict_group(name: str, detail: str | int, kernels: list[Kernel], profile: Profile) -> Prediction:
+    if name == "memory":
+        return _predict_memory(
+            str(detail), np.array([float(k.bytes_moved) for k in kernels if isinstance(k, Memory)]), profile
+        )
+    if name.startswith("collective:"):
+        sizes = np.array([float(k.num_bytes) for k in kernels if isinstance(k, GroupCollective)])
+        return _predict_collective(name.removeprefix("collective:"), int(detail), sizes, profile)
+    dtype_bytes(str(detail))
+    return predict_rows(rows_of(kernels), profile.model(name, str(detail)), profile.gpu)
+
+
+def _predict_memory(kind: str, num_bytes: Array, profile: Profile) -> Prediction:
+    costs = {cost.kind: cost for cost in profile.memory}
+    cost = costs.get(kind, costs.get("default"))
+    if cost is None:
+        raise ProfileError(
+            f"profile {profile.name}: no memory kernel {kind!r} (it has: {', '.join(costs) or 'none'}); "
+            "add it or a 'default' entry under memory, or run `plan calibrate` on this device"
+        )
+    floor = num_bytes / profile.gpu.memory_bandwidth_bytes_per_s
+    seconds = cost.launch_s + np.maximum(num_bytes / cost.bytes_per_s, floor)
+    return _with_error(seconds, cost.log_error, np.ones(len(seconds), dtype=np.bool_), cost.tag)
+
+
+def _predict_collective(kind: str, gpus: int, num_bytes: Array, profile: Profile) -> Prediction:
+    seconds, inside, log_error, tag = collective_seconds(kind, gpus, num_bytes, profile)
+    return _with_error(seconds, log_error, inside, tag)
+
+
+def _with_error(seconds: Array, log_error: float, inside: npt.NDArray[np.bool_], tag: str) -> Prediction:
+    wide = np.where(inside, log_error, 2.0 * log_error + 0.05)
+    tags = np.where(inside, tag, "assumed").astype("<U9")
+    return Prediction(seconds, seconds * np.exp(-wide), seconds * np.exp(wide), inside, tags)
+
+
+_FIELDS: tuple[Callable[[Prediction], npt.NDArray[np.generic]], ...] = (
+    lambda p: p.seconds,
+    lambda p: p.p05_s,
+    lambda p: p.p95_s,
+    lambda p: p.inside,
+    lambda p: p.tag,
+)
+
+
+def _fields(prediction: Prediction) -> tuple[npt.NDArray[np.generic], ...]:
+    return tuple(field(prediction) for field in _FIELDS)

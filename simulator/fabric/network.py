@@ -1,0 +1,172 @@
+"""Network: messages, collectives and CPU kernels as activities that share a cluster's links, cores and memory.
+
+A message waits its route's latency, then its bytes flow. On nodes of ``cpu`` devices a kernel is core-seconds that
+share the node's cores (processor sharing, at most one core each) and, where known, its memory bandwidth; every byte
+moved costs core time at both ends. Between a kernel and a message competing for cores, each gets like core shares.
+What it ignores: interference of transfers with GPU kernels (SMs, device memory).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from simulator.costs.collective_cost import CollectiveCost
+from simulator.fabric.sharing import Activity, Path, Sharing
+from simulator.fabric.topology import Resource, Topology
+from simulator.host import Host
+from simulator.simulation.clock import Action, Clock, picoseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Cores:
+    """A CPU node's shared resources, by number, and the core time of a byte at one end."""
+
+    cores: int
+    memory: int | None
+    core_s_per_byte: float
+    latency_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class CollectiveFlow:
+    """A collective ready to start: latency, then ``work`` bytes over ``path`` at no more than ``cap`` bytes/s."""
+
+    latency_ps: int
+    work: float
+    path: Path
+    cap: float
+
+
+class Network:
+    """What the engine's transfers and CPU kernels run on. ``resources``: links first, then cores and memory."""
+
+    def __init__(
+        self, clock: Clock, topology: Topology, hosts: Mapping[str, Host], *, record_load: bool = False
+    ) -> None:
+        self.clock, self.topology = clock, topology
+        self.resources = list(topology.resources)
+        self.cores = self._add_cores(hosts)
+        dearest = max((node.core_s_per_byte for node in self.cores.values()), default=0.0)
+        self._share = 1.0 / dearest if dearest > 0 else 1.0  # a message's rate at the level of one core
+        capacities = [resource.bandwidth_bytes_per_s for resource in self.resources]
+        self.sharing = Sharing(clock, capacities, unlimited=topology.never_binding, record_load=record_load)
+        self._ways: dict[tuple[int, int], _Way] = {}
+        self._starting: dict[int, list[Activity]] = {}
+
+    def _add_cores(self, hosts: Mapping[str, Host]) -> dict[int, Cores]:
+        kinds = {gpu.name: gpu.kind for gpu in self.topology.cluster.gpus}
+        cores: dict[int, Cores] = {}
+        for place in self.topology.places:
+            if place.node in cores or kinds[place.spec.gpu] != "cpu":
+                continue
+            host = hosts.get(place.spec.gpu, Host())
+            capacity = host.core_capacity or float(place.spec.cores or place.spec.gpus)
+            number = self._add(f"node {place.node} cores", capacity)
+            rate = host.memory_bandwidth_bytes_per_s
+            memory = None if rate is None else self._add(f"node {place.node} memory", rate)
+            cores[place.node] = Cores(number, memory, host.transfer_core_s_per_byte, host.transfer_latency_s)
+        return cores
+
+    def _add(self, name: str, capacity: float) -> int:
+        self.resources.append(Resource(name, capacity))
+        return len(self.resources) - 1
+
+    def message(self, source: int, target: int, num_bytes: float, done: Action) -> None:
+        """``done`` once ``num_bytes`` have gone from one rank to another."""
+        way = self._ways.get((source, target))
+        if way is None:
+            way = self._ways[source, target] = self._way(source, target)
+        if not num_bytes or not way.path.resources:
+            self.clock.after(way.latency_ps, done)
+            return
+        self._start_at(way.latency_ps, Activity(float(num_bytes), way.path, done, way.cap, self._share))
+
+    def _start_at(self, delay_ps: int, activity: Activity) -> None:
+        """Start in ``delay_ps``; one event for all that start at the same instant."""
+        due_ps = self.clock.now_ps + delay_ps
+        starting = self._starting.get(due_ps)
+        if starting is None:
+            self._starting[due_ps] = [activity]
+            self.clock.after(delay_ps, lambda: self._start_all(due_ps))
+        else:
+            starting.append(activity)
+
+    def _start_all(self, due_ps: int) -> None:
+        for activity in self._starting.pop(due_ps):
+            self.sharing.start(activity)
+
+    def _way(self, source: int, target: int) -> _Way:
+        """The route, with the cores at both ends: a byte costs its sender's and its receiver's core time."""
+        route = self.topology.route(source, target)
+        latency_s = route.latency_s
+        weights = dict.fromkeys(route.resources, 1.0)
+        dearest = 0.0
+        for rank in (source, target) if source != target else ():
+            node = self.cores.get(self.topology.node_of(rank))
+            if node is None:
+                continue
+            if node.core_s_per_byte > 0:
+                weights[node.cores] = weights.get(node.cores, 0.0) + node.core_s_per_byte
+                dearest = max(dearest, node.core_s_per_byte)
+            if node.latency_s is not None:
+                latency_s = node.latency_s
+        cap = 1.0 / dearest if dearest > 0 else float("inf")
+        return _Way(self.sharing.path(weights), cap, picoseconds(latency_s))
+
+    def collective_flow(self, cost: CollectiveCost) -> CollectiveFlow:
+        """A collective as one activity: its busiest link's bytes, at most as fast as it runs alone."""
+        if not cost.traffic:
+            return CollectiveFlow(picoseconds(cost.seconds), 0.0, Path((), ()), 0.0)
+        work = max(num_bytes for _, num_bytes in cost.traffic)
+        weights = {resource: num_bytes / work for resource, num_bytes in cost.traffic}
+        rate = work / cost.fluid_s
+        for node in self.cores.values():
+            if node.core_s_per_byte > 0:
+                self._charge(node, weights, at_most=rate if cost.algorithm == "measured" else None)
+        return CollectiveFlow(picoseconds(cost.latency_s), work, self.sharing.path(weights), rate)
+
+    def collective(self, flow: CollectiveFlow, done: Action) -> None:
+        """``done`` once the latency has passed and the bytes have flowed."""
+        if not flow.work:
+            self.clock.after(flow.latency_ps, done)
+            return
+        activity = Activity(flow.work, flow.path, done, flow.cap, self._share)
+        if flow.latency_ps:
+            self._start_at(flow.latency_ps, activity)
+        else:
+            self.sharing.start(activity)
+
+    def _charge(self, node: Cores, weights: dict[int, float], at_most: float | None) -> None:
+        """Core time of the bytes on a node's links: both ends on its bus, one on its NICs and ports. A measured rate
+        (``at_most``) was reached on these very cores, so at that rate they are full at the most."""
+        name = self.resources[node.cores].name.removesuffix("cores")
+        total = 0.0
+        for resource, weight in weights.items():
+            if self.resources[resource].name.startswith(name):
+                total += weight * (2 if self.resources[resource].name.endswith("bus") else 1)
+        core_s = total * node.core_s_per_byte
+        if at_most is not None:
+            core_s = min(core_s, self.resources[node.cores].bandwidth_bytes_per_s / at_most)
+        if core_s > 0:
+            weights[node.cores] = core_s
+
+    def kernel(self, rank: int, seconds: float, moved_bytes: float, done: Action) -> None:
+        """A kernel of a CPU rank that takes ``seconds`` on a core of its own."""
+        if seconds <= 0:
+            self.clock.after(0, done)
+            return
+        node = self.cores[self.topology.node_of(rank)]
+        weights = {node.cores: 1.0}
+        if node.memory is not None and moved_bytes > 0:
+            weights[node.memory] = moved_bytes / seconds
+        self.sharing.start(Activity(seconds, self.sharing.path(weights), done, 1.0))
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A cached route as an activity's resources."""
+
+    path: Path
+    cap: float
+    latency_ps: int
