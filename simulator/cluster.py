@@ -44,6 +44,7 @@ class NodeLink(Link):
     """
 
     kind: Literal["switch", "pairwise", "pcie", "shared_memory"]
+    reduces: bool = Field(default=False, description="NVLink SHARP: the switch adds (NVSwitch 3 and later)")
 
 
 class Nics(Link):

@@ -137,6 +137,26 @@ def test_measured_curves_replace_the_links_inside_a_node() -> None:
     assert several.seconds == pytest.approx(5e-3 + 2 * (1 / 2) * 1e9 / 200e9, rel=1e-12)
 
 
+def test_switches_that_add_leave_one_crossing_of_the_nics_to_a_tree_over_two_nodes() -> None:
+    def in_node(gpu: str, kind: str, num_bytes: float, gpus: int) -> float:
+        return 4e-3
+
+    plain = cluster(8, 2, link=400e9, nic=50e9)
+    (node,) = plain.nodes
+    adding = plain.model_copy(
+        update={"nodes": (node.model_copy(update={"link": node.link.model_copy(update={"reduces": True})}),)}
+    )
+    call = all_reduce("auto", 16)
+    # inside: the curve's 4 ms; between: 1 GB / (8 · 50 GB/s) = 2.5 ms at the same time
+    got = collective_cost(call, Topology(adding), in_node)
+    assert (got.algorithm, got.seconds) == ("switch_tree", pytest.approx(4e-3, rel=1e-12))
+    out = {Topology(adding).resources[r].name: num_bytes for r, num_bytes in got.traffic}
+    assert out["node 0 nic 0 out"] == pytest.approx(1e9 / 8)
+    assert out["node 0 gpu 0 out"] == pytest.approx(1e9 * 9 / 8)  # what its peers' shards read, and its own sum
+    assert collective_cost(call, Topology(plain), in_node).algorithm != "switch_tree"
+    assert collective_cost(call, Topology(adding)).algorithm != "switch_tree"  # nobody measured its rate
+
+
 def test_trees_and_rings_over_nodes_run_at_the_measured_rate_inside() -> None:
     def in_node(gpu: str, kind: str, num_bytes: float, gpus: int) -> float:
         return 10e-3  # 2·7/8·1 GB in 10 ms: 175 GB/s a port

@@ -6,72 +6,48 @@ the links it uses, so a collective competes with everything else for them; alone
     ring          one ring through all nodes, rotated over their NICs: p·(ring traffic); slowest link counts
     tree          NCCL's: a chain inside each node, two binary trees over the nodes
     hierarchical  reduce-scatter in the node, ring over the nodes for each shard, all-gather in the node
+    switch tree   NCCL's NVLSTree: the node's switch adds and multicasts, shards go by a two-tree over the nodes
     auto          the fastest of those; inside one node the measured curve where there is one
 
 ``in_node`` gives measured seconds of a collective inside one node, or None: it then replaces the in-node links' α-β
 time (also the in-node phases of algorithms across nodes). Between nodes bytes spread evenly over a node's NICs.
-What it ignores: protocol switches (LL, LL128), NVLink SHARP, channels fewer than NICs.
+NVLink SHARP's rate is a matter of measurement (its ports could carry more than it reaches): it takes part only through
+a measured curve of a node whose link ``reduces``. What it ignores: protocol switches (LL, LL128), channels fewer than
+NICs, SHARP in the network's switches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
+from simulator.costs.collective_layout import Algorithm as Algorithm
+from simulator.costs.collective_layout import Call as Call
+from simulator.costs.collective_layout import CollectiveCost as CollectiveCost
+from simulator.costs.collective_layout import InNode as InNode
+from simulator.costs.collective_layout import Layout
+from simulator.costs.collective_layout import Requested as Requested
+from simulator.costs.collective_layout import unmeasured as unmeasured
 from simulator.fabric.collectives import best_chunks, tree_depth, tree_volume
 from simulator.fabric.topology import Nic, Topology
 from simulator.program import CollectiveKind
-
-Algorithm = Literal["ring", "tree", "hierarchical", "direct", "measured"]
-Requested = Literal["auto", "ring", "tree", "hierarchical"]
-InNode = Callable[[str, str, float, int], float | None]
-"""(gpu name, kind, bytes, gpus) → measured seconds, or None where nobody measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One collective: what, how, by whom, how much."""
-
-    kind: CollectiveKind
-    algorithm: Requested
-    ranks: tuple[int, ...]
-    num_bytes: float
-
-
-@dataclass(frozen=True, slots=True)
-class CollectiveCost:
-    """``latency_s`` before bytes flow, ``fluid_s`` for them when alone, and (resource, bytes) while they do."""
-
-    algorithm: Algorithm
-    latency_s: float
-    fluid_s: float
-    traffic: tuple[tuple[int, float], ...]
-
-    @property
-    def seconds(self) -> float:
-        return self.latency_s + self.fluid_s
-
-
-def unmeasured(gpu: str, kind: str, num_bytes: float, gpus: int) -> float | None:
-    """``in_node`` where there are no measurements at all."""
-    return None
 
 
 def collective_cost(call: Call, topology: Topology, in_node: InNode = unmeasured) -> CollectiveCost:
     """The requested algorithm, or for ``auto`` the measured curve inside a node, else the fastest."""
     if len(call.ranks) < 2:
         return CollectiveCost("direct", 0.0, 0.0, ())
-    layout = _Layout(call, topology, in_node)
+    layout = Layout(call, topology, in_node)
     if call.algorithm == "auto" and len(layout.nodes) == 1:
         measured = layout.measured(call.kind, call.num_bytes)
         if measured is not None:
             return _measured(layout, measured)
     choices = [build(layout) for build in _builders(call)]
+    if (call.kind, call.algorithm) == ("all_reduce", "auto"):
+        choices += _switch_tree(layout)
     return min(choices, key=lambda cost: cost.seconds)
 
 
-def _builders(call: Call) -> list[Callable[[_Layout], CollectiveCost]]:
+def _builders(call: Call) -> list[Callable[[Layout], CollectiveCost]]:
     """Candidates for a call; all-to-all is sent directly, and only all-reduce and broadcast have trees."""
     match call.kind, call.algorithm:
         case "all_to_all", _:
@@ -94,107 +70,20 @@ def _builders(call: Call) -> list[Callable[[_Layout], CollectiveCost]]:
             return [_ring]
 
 
-class _Layout:
-    """The ranks of a call node by node, their NICs, hop latencies, and bytes laid on resources so far."""
-
-    def __init__(self, call: Call, topology: Topology, in_node: InNode) -> None:
-        self.call, self.topology, self.in_node = call, topology, in_node
-        members: dict[int, list[int]] = {}
-        for rank in call.ranks:
-            members.setdefault(topology.node_of(rank), []).append(rank)
-        self.nodes = tuple(tuple(ranks) for ranks in members.values())
-        self.most = max(len(ranks) for ranks in self.nodes)
-        self.inner_s = max(topology.places[ranks[0]].spec.link.latency_s for ranks in self.nodes)
-        self.outer_s = max((self._hop_s(a, b) for a, b in self.crossings()), default=0.0)
-        self.traffic: dict[int, float] = {}
-
-    def crossings(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-        """Consecutive nodes of a ring over the nodes."""
-        nodes = self.nodes
-        return [(nodes[i], nodes[(i + 1) % len(nodes)]) for i in range(len(nodes))] if len(nodes) > 1 else []
-
-    def _hop_s(self, a: Sequence[int], b: Sequence[int]) -> float:
-        return self.topology.hop_s(a[0], b[0])
-
-    @property
-    def hop_s(self) -> float:
-        """A step of a ring is as slow as its slowest hop."""
-        return max(self.inner_s if self.most > 1 else 0.0, self.outer_s)
-
-    def measured(self, kind: str, num_bytes: float) -> float | None:
-        """Seconds of the slowest node's curve (different GPUs may meet); None if any node has none."""
-        slowest = 0.0
-        for gpu, gpus in sorted({(self.topology.places[node[0]].spec.gpu, len(node)) for node in self.nodes}):
-            seconds = self.in_node(gpu, kind, num_bytes, gpus) if gpus > 1 else 0.0
-            if seconds is None:
-                return None
-            slowest = max(slowest, seconds)
-        return slowest
-
-    def load(self, resource: int, num_bytes: float) -> None:
-        if num_bytes > 0:
-            self.traffic[resource] = self.traffic.get(resource, 0.0) + num_bytes
-
-    def inside(self, num_bytes: Callable[[int], float]) -> float:
-        """Every member of a node of g sends and receives ``num_bytes(g)``: seconds of the slowest in-node link."""
-        before = dict(self.traffic)
-        for node in self.nodes:
-            if len(node) > 1:
-                for rank in node:
-                    for resource, share in self.topology.ports(rank, node):
-                        self.load(resource, share * num_bytes(len(node)))
-        return self.slowest({r: b - before.get(r, 0.0) for r, b in self.traffic.items()})
-
-    def between(self, num_bytes: float) -> float:
-        """Every node sends ``num_bytes`` to the next, spread over its NICs: seconds of the slowest link."""
-        added: dict[int, float] = {}
-        for senders, receivers in self.crossings():
-            outs, ins = self.nics(senders), self.nics(receivers)
-            for index, nic in enumerate(outs):
-                self._carry(added, nic, ins[index % len(ins)], num_bytes / len(outs))
-        for resource, total in added.items():
-            self.load(resource, total)
-        return self.slowest(added)
-
-    def nics(self, ranks: Sequence[int]) -> list[Nic]:
-        """The distinct NICs of these ranks, in their order."""
-        return list(dict.fromkeys(self.topology.nic_of(rank) for rank in ranks))
-
-    def _carry(self, added: dict[int, float], out: Nic, into: Nic, num_bytes: float) -> None:
-        used = [out.out, into.into]
-        if out.leaf != into.leaf:
-            used += [self.topology.uplink(out.leaf)[0], self.topology.uplink(into.leaf)[1]]
-        for resource in used:
-            added[resource] = added.get(resource, 0.0) + num_bytes
-
-    def slowest(self, traffic: dict[int, float]) -> float:
-        resources = self.topology.resources
-        return max((b / resources[r].bandwidth_bytes_per_s for r, b in traffic.items()), default=0.0)
-
-    def cost(self, algorithm: Algorithm, latency_s: float, fluid_s: float) -> CollectiveCost:
-        """Close the account: links cannot carry their bytes in less than ``fluid_s``, so measured times that beat
-        the stated bandwidth scale the bytes down (in-network reduction does that for real)."""
-        traffic, self.traffic = self.traffic, {}
-        ratio = fluid_s / max(self.slowest(traffic), fluid_s) if fluid_s > 0 else 0.0
-        return CollectiveCost(
-            algorithm, latency_s, fluid_s, tuple((r, b * ratio) for r, b in sorted(traffic.items()) if ratio > 0)
-        )
-
-
 def _ring_share(call: Call) -> tuple[int, float]:
     """(steps, times the buffer that a rank sends) of a ring: all-reduce 2(p−1) steps, the halves p−1."""
     rounds = (2 if call.kind == "all_reduce" else 1) * (len(call.ranks) - 1)
     return rounds, rounds / len(call.ranks)
 
 
-def _measured(layout: _Layout, seconds: float) -> CollectiveCost:
+def _measured(layout: Layout, seconds: float) -> CollectiveCost:
     """All of the measured time is fluid; the bytes are the ring's (direct exchange moves as many)."""
     _, share = _ring_share(layout.call)
     layout.inside(lambda g: share * layout.call.num_bytes)
     return layout.cost("measured", 0.0, seconds)
 
 
-def _ring(layout: _Layout) -> CollectiveCost:
+def _ring(layout: Layout) -> CollectiveCost:
     """2(p−1)α + 2(p−1)/p·S/β (half for reduce-scatter and all-gather), β the slowest link of the ring.
 
     A node is entered and left once; turned over all starting points, of the g members' hops (g−1)/g stay inside.
@@ -213,7 +102,7 @@ def _ring(layout: _Layout) -> CollectiveCost:
     return layout.cost("ring", steps * layout.hop_s, max(inner_s, outer_s))
 
 
-def _tree(layout: _Layout) -> CollectiveCost:
+def _tree(layout: Layout) -> CollectiveCost:
     """Nodes as ranks of a two-tree: d·S through each node's NICs; inside, a chain: S up and S down each port.
 
     One node: a two-tree over its GPUs. Latency: up and down, ⌈log₂G⌉ hops between and g−1 inside (NCCL's chain).
@@ -232,7 +121,27 @@ def _tree(layout: _Layout) -> CollectiveCost:
     return layout.cost("tree", 2 * hops_s, max(inner_s, outer_s))
 
 
-def _hierarchical(layout: _Layout) -> CollectiveCost:
+def _switch_tree(layout: Layout) -> list[CollectiveCost]:
+    """NCCL's NVLSTree, where every node's switch adds and its curve is measured; else nothing.
+
+    The switch reduces a shard of S/g into each GPU, which sends it up and down a two-tree over the nodes, and
+    multicasts the sum: in the node just what NVLink SHARP does alone (the curve), with d·S through its NICs meanwhile.
+    A port carries S + S/g each way. Source: NCCL 2.18 release notes (NVLSTree); nccl/src/device/all_reduce.h.
+    """
+    call, num_nodes = layout.call, len(layout.nodes)
+    links = [layout.topology.places[node[0]].spec.link for node in layout.nodes]
+    measured = layout.measured(call.kind, call.num_bytes)
+    if num_nodes == 1 or measured is None or not all(link.reduces for link in links):
+        return []
+    if min(len(node) for node in layout.nodes) == 1:
+        return []
+    layout.inside(lambda g: (1 + 1 / g) * call.num_bytes)
+    outer_s = layout.between(tree_volume(num_nodes) * call.num_bytes)
+    hops_s = 2 * tree_depth(num_nodes) * layout.outer_s
+    return [layout.cost("switch_tree", hops_s, max(measured, outer_s))]
+
+
+def _hierarchical(layout: Layout) -> CollectiveCost:
     """In node (g−1)/g·S, between nodes (G−1)/G·S over all a node's NICs; an all-reduce does both twice.
 
     Phases follow one another, so their times add. Inside one node, or one GPU a node, this is the ring.
@@ -256,7 +165,7 @@ def _halves(kind: CollectiveKind) -> tuple[CollectiveKind, ...]:
     return ("reduce_scatter", "all_gather") if kind == "all_reduce" else (kind,)
 
 
-def _direct(layout: _Layout) -> CollectiveCost:
+def _direct(layout: Layout) -> CollectiveCost:
     """α + bytes/β: every rank sends S/p to every other at once; peers in its node by its ports, the rest by its NIC."""
     call, topology, num = layout.call, layout.topology, len(layout.call.ranks)
     part = call.num_bytes / num
@@ -274,7 +183,7 @@ def _direct(layout: _Layout) -> CollectiveCost:
     return layout.cost("direct", layout.hop_s, max(inner_s, layout.slowest(layout.traffic)))
 
 
-def _ranks_on_other_leaves(layout: _Layout, node: Sequence[int], nic: Nic) -> int:
+def _ranks_on_other_leaves(layout: Layout, node: Sequence[int], nic: Nic) -> int:
     """How many ranks of other nodes hang on another leaf than ``nic``."""
     return sum(
         sum(layout.topology.nic_of(rank).leaf != nic.leaf for rank in other)
@@ -283,7 +192,7 @@ def _ranks_on_other_leaves(layout: _Layout, node: Sequence[int], nic: Nic) -> in
     )
 
 
-def _chain(layout: _Layout) -> CollectiveCost:
+def _chain(layout: Layout) -> CollectiveCost:
     """(p−2+c)(α + M/(cβ)) with the best c; β the slowest link, each node entered once over all its NICs."""
     ranks, num_bytes = len(layout.call.ranks), layout.call.num_bytes
     message_s = max(layout.inside(lambda g: num_bytes), layout.between(num_bytes))
@@ -295,7 +204,7 @@ def _chain(layout: _Layout) -> CollectiveCost:
     return layout.cost("ring", whole_s - message_s, message_s)
 
 
-def _binomial(layout: _Layout) -> CollectiveCost:
+def _binomial(layout: Layout) -> CollectiveCost:
     """⌈log₂p⌉(α + M/β): nodes first, then inside; each round sends the message whole."""
     call, num_nodes = layout.call, len(layout.nodes)
     outer_s = layout.between(call.num_bytes) * tree_depth(num_nodes)
