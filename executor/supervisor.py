@@ -21,6 +21,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from executor.progress import ProgressFile, RankProgress, State
+from executor.wire import decode, encode
 from executor.worker import Failure, failure_of, read_frame, write_frame
 from simulator.errors import ExecutionError
 
@@ -79,11 +80,14 @@ class Supervisor:
         assert popen.stdout is not None
         try:
             while True:
-                self._answers.put((rank, read_frame(popen.stdout)))
+                data = read_frame(popen.stdout)
+                try:
+                    answer = decode(data)
+                except Exception as error:  # an answer of a class this process does not know
+                    answer = failure_of(error)
+                self._answers.put((rank, answer))
         except (EOFError, OSError, ValueError):
             return
-        except Exception as error:  # an answer of a class this process does not know
-            self._answers.put((rank, failure_of(error)))
 
     def run(
         self,
@@ -99,9 +103,10 @@ class Supervisor:
         """
         if self._closed:
             raise ExecutionError("this world was closed by an earlier failure; start another")
+        job = encode((function, arguments))
         for process in self.processes:
             # in a thread of its own: a stopped process would block the pipe
-            threading.Thread(target=_hand, args=(process, (function, arguments)), daemon=True).start()
+            threading.Thread(target=_hand, args=(process, job), daemon=True).start()
         try:
             return self._collect(limit_s, describe, watch=watch)
         except BaseException:
@@ -204,7 +209,7 @@ class Supervisor:
         self.close()
 
 
-def _hand(process: _Process, job: object) -> None:
+def _hand(process: _Process, job: bytes) -> None:
     assert process.popen.stdin is not None
     try:
         write_frame(process.popen.stdin, job)

@@ -1,14 +1,13 @@
 """Worker: one rank's process, started by the supervisor: ``python -m executor.worker RANK WORLD DIRECTORY TIMEOUT_S``.
 
-It reads jobs from stdin and answers on stdout, both as length-prefixed pickles between processes of one program.
-A job is a function of the worker and its arguments. When stdin closes, whatever the rank is doing, the process
-ends: no orphans.
+It reads jobs from stdin and answers on stdout, both as length-prefixed JSON (``executor.wire``).
+A job is the name of a function of the worker and its arguments. When stdin closes, whatever the rank is doing, the
+process ends: no orphans.
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import struct
 import sys
 import threading
@@ -19,6 +18,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from executor.progress import ProgressFile, RankReporter, State
+from executor.wire import decode, encode
 
 PEER_LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused", "store")
 LENGTH = struct.Struct("<Q")
@@ -42,27 +42,29 @@ class Failure:
     peer: bool
 
 
-def write_frame(stream: IO[bytes], value: object) -> None:
-    data = pickle.dumps(value)
+def write_frame(stream: IO[bytes], data: bytes) -> None:
     stream.write(LENGTH.pack(len(data)) + data)
     stream.flush()
 
 
-def read_frame(stream: IO[bytes]) -> Any:
-    """The next value, or EOFError."""
+def read_frame(stream: IO[bytes]) -> bytes:
+    """The next frame's content, or EOFError."""
     head = stream.read(LENGTH.size)
     if len(head) < LENGTH.size:
         raise EOFError
-    data = stream.read(LENGTH.unpack(head)[0])
-    return pickle.loads(data)
+    size = LENGTH.unpack(head)[0]
+    data = stream.read(size)
+    if len(data) < size:
+        raise EOFError
+    return data
 
 
-def read_jobs(jobs: SimpleQueue[Any]) -> None:
+def read_jobs(jobs: SimpleQueue[bytes]) -> None:
     """Pass on jobs until the supervisor goes away, then end this process at once."""
     try:
         while True:
             jobs.put(read_frame(sys.stdin.buffer))
-    except (EOFError, OSError, pickle.UnpicklingError):
+    except (EOFError, OSError):
         os._exit(1)
 
 
@@ -77,7 +79,7 @@ def main() -> None:
     rank, size, directory, timeout_s = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), float(sys.argv[4])
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever prints goes to the log, never between the answers
-    jobs: SimpleQueue[Any] = SimpleQueue()
+    jobs: SimpleQueue[bytes] = SimpleQueue()
     threading.Thread(target=read_jobs, args=(jobs,), daemon=True).start()
     progress = RankReporter(ProgressFile(directory / "progress", size), rank)
 
@@ -88,16 +90,18 @@ def main() -> None:
     torch.set_num_threads(1)
     world = join_gloo(rank, size, directory / "store", timeout_s)
     progress.note(State.IDLE)
-    write_frame(answers, "ready")
+    write_frame(answers, encode("ready"))
     worker = Worker(world, progress, directory)
     while True:
-        function, arguments = jobs.get()
+        job = jobs.get()
         progress.note(State.PREPARING)
         try:
-            answer = function(worker, *arguments)
+            function, arguments = decode(job)
+            answer = encode(function(worker, *arguments))
         except Exception as error:
-            answer = failure_of(error)
-            sys.stderr.write(answer.details)
+            failure = failure_of(error)
+            answer = encode(failure)
+            sys.stderr.write(failure.details)
             sys.stderr.flush()
         else:
             progress.note(State.IDLE)
@@ -105,7 +109,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    # by its real name, so that what is pickled here is known there
+    # by its real name, so that the classes it answers with are known there
     from executor.worker import main as start
 
     start()
