@@ -14,12 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from executor.weights import SeededSource, Weights
+from executor.weights import SeededSource, Source, Weights
 from simulator.model import Model
 from simulator.program import WeightSlice
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """q [S, heads, d], k and v [L, heads, d], keys hidden from each query [S, L] → o [S, heads, d]."""
+
+
+Choose = Callable[[Tensor, Sequence[int]], Tensor]
+"""logits [sequences, vocab] and the position each next token will have → tokens [sequences]."""
+
+
+def greedy(logits: Tensor, positions: Sequence[int]) -> Tensor:
+    return logits.argmax(dim=-1)
 
 
 def attention_weights(q: Tensor, k: Tensor, hidden: Tensor) -> Tensor:
@@ -59,8 +67,10 @@ class Past:
 
 
 class Reference:
-    """A model computed whole. ``precision`` is the dtype it computes in; weights are those of ``dtype``. ``attend``
-    computes attention in another way (None: as it is defined)."""
+    """A model computed whole. ``precision`` is the dtype it computes in; weights are those of ``dtype``, from
+    ``source`` (None: seeded). ``attend`` computes attention in another way (None: as it is defined).
+
+    ``dropped``: every (layer, row of the packed step, expert) that found its expert full, in the order met."""
 
     def __init__(
         self,
@@ -70,21 +80,32 @@ class Reference:
         dtype: str = "fp32",
         precision: torch.dtype = torch.float64,
         attend: Attend | None = None,
+        source: Source | None = None,
     ) -> None:
         self.model, self.precision = model, precision
         self.attend = softmax_attention if attend is None else attend
-        self.weights = Weights(SeededSource(model, seed), dtype=dtype, device=torch.device("cpu"))
+        source = SeededSource(model, seed) if source is None else source
+        self.weights = Weights(source, dtype=dtype, device=torch.device("cpu"))
+        self.dropped: list[tuple[int, int, int]] = []
 
     def logits(self, sequences: Sequence[Tensor], routing: Sequence[RoutingGroup] | None = None) -> Tensor:
         """Logits of each sequence's last token, [sequences, vocab]. ``routing`` None: every token routed together."""
         return self.step(sequences, [Past() for _ in sequences], routing)
 
-    def generate(self, sequences: Sequence[Tensor], num_tokens: int) -> list[list[int]]:
-        """Greedy tokens of every sequence: the prompts together, then one token of each at a time."""
+    def generate(
+        self,
+        sequences: Sequence[Tensor],
+        num_tokens: int,
+        *,
+        routing: Sequence[Sequence[RoutingGroup] | None] | None = None,
+        choose: Choose = greedy,
+    ) -> list[list[int]]:
+        """Tokens of every sequence: the prompts, then one token of each at a time. ``routing``: of each step."""
         pasts, new = [Past() for _ in sequences], list(sequences)
         generated: list[list[int]] = [[] for _ in sequences]
-        for _ in range(num_tokens):
-            best = self.step(new, pasts).argmax(dim=-1)
+        for number in range(num_tokens):
+            logits = self.step(new, pasts, None if routing is None else routing[number])
+            best = choose(logits, [len(tokens) + number for tokens in sequences])
             new = list(best.split(1))  # type: ignore[no-untyped-call]
             for tokens, token in zip(generated, best.tolist(), strict=True):
                 tokens.append(token)
@@ -169,7 +190,7 @@ class Reference:
         out = torch.zeros_like(x)
         for group in routing:
             rows = torch.tensor(group.tokens)
-            out[rows] = self._routed(layer, x[rows], group.capacity)
+            out[rows] = self._routed(layer, x[rows], group)
         if experts.shared_intermediate_size:
             out = out + self._mlp(f"layers.{layer}.shared", experts.shared_intermediate_size, x)
         return out
@@ -180,7 +201,7 @@ class Reference:
             return None
         return min(num_tokens, ceil(experts.capacity_factor * num_tokens * experts.top_k / experts.num_experts))
 
-    def _routed(self, layer: int, x: Tensor, capacity: int | None) -> Tensor:
+    def _routed(self, layer: int, x: Tensor, group: RoutingGroup) -> Tensor:
         """Token by token, first choices first; a full expert drops the token."""
         experts = self.model.experts
         assert experts is not None
@@ -192,7 +213,8 @@ class Reference:
         for choice in range(experts.top_k):
             for token in range(len(x)):
                 expert = int(chosen[token, choice])
-                if capacity is not None and used[expert] >= capacity:
+                if group.capacity is not None and used[expert] >= group.capacity:
+                    self.dropped.append((layer, group.tokens[token], expert))
                     continue
                 used[expert] += 1
                 fed = self._mlp(f"layers.{layer}.experts.{expert}", experts.intermediate_size, x[token : token + 1])
