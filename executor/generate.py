@@ -38,7 +38,7 @@ def generate(worker: Worker, generation: Generation) -> Answer:
     world = worker.world
     world.prepare(generation.programs)
     transport = DistributedTransport(world)
-    session = Session(generation, world.rank, transport, worker.progress, device=world.device)
+    session = Session(generation, world.rank, transport, worker.progress, device=world.device, slowdown=world.slowdown)
     answer = Answer(environment(world.device, session.backend))
     prompts = torch.cat(prompts_of(generation))
     with lines_path(worker.directory, world.rank).open("w", encoding="utf-8") as file:

@@ -7,6 +7,7 @@ reader. Spans are marks of the rank's clock; nothing here waits for a device.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -88,6 +89,7 @@ class Interpreter:
     transport: Transport
     clock: Clock
     progress: Progress
+    slowdown: float = 1.0
 
     def run(self, plan: Schedule, inputs: Mapping[str, Tensor]) -> tuple[dict[str, Value], list[tuple[Mark, Mark]]]:
         """One step; returns the values kept and every operation's span."""
@@ -132,8 +134,20 @@ class Interpreter:
             case p.Collective():
                 given = _own(operation, _tensor(reads[0]), freed) if reads else None
                 return (Waiting(self.transport.collective(operation, given), index),)
+            case _ if self.slowdown > 1:
+                return _slowed(operation, reads, self.rank, self.slowdown)
             case _:
                 return compute(operation, reads, self.rank)
+
+
+def _slowed(operation: p.Compute, reads: list[Value], rank: Rank, slowdown: float) -> Sequence[Value]:
+    """Compute, then keep the core busy until ``slowdown`` times its own time has passed on it."""
+    began_s = time.thread_time()
+    written = compute(operation, reads, rank)
+    until_s = began_s + slowdown * (time.thread_time() - began_s)
+    while time.thread_time() < until_s:
+        pass
+    return written
 
 
 def _own(operation: p.Collective, value: Tensor, freed: tuple[str, ...]) -> Tensor:

@@ -1,6 +1,7 @@
 """Runner: runs a generation at a place and brings back its measurement.
 
 run(generation)                       gloo: a process a rank on this machine
+run(generation, place="emulated", hosts=cluster)    the same in namespaces with the cluster's link rates
 run(generation, place="replay")       one device plays every rank
 run_here(generation)                  nccl: called by every process of a torchrun
 """
@@ -18,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from executor.emulated_hosts import EmulatedHosts
 from executor.generate import Answer, generate, lines_path
 from executor.progress import ProgressFile, RankProgress, RankReporter, State
 from executor.replay import replay
@@ -25,6 +27,7 @@ from executor.session import Generation
 from executor.supervisor import Supervisor
 from executor.worker import Worker
 from executor.world import join_nccl
+from simulator.cluster import Cluster
 from simulator.errors import ExecutionError
 from simulator.measurement import Environment, MeasuredStep, Measurement, Place, RankSpans
 
@@ -47,12 +50,14 @@ def run(
     generation: Generation,
     *,
     place: Place = "gloo",
+    hosts: Cluster | None = None,
     directory: Path | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     limit_s: float = DEFAULT_LIMIT_S,
     on_step: OnStep | None = None,
 ) -> Measurement:
-    """Run ``generation`` on this machine. ``directory`` keeps each rank's finished steps, readable after a crash.
+    """Run ``generation`` on this machine. ``directory`` keeps each rank's finished steps, readable after a crash;
+    ``hosts`` are the nodes and link rates that place ``emulated`` takes on.
 
     Raises ExecutionError naming the rank and its last operation if a rank dies, or does nothing for ``timeout_s``.
     """
@@ -61,12 +66,19 @@ def run(
             return replay(generation).measurement
         case "nccl":
             return run_here(generation, directory=directory, timeout_s=timeout_s)
-        case "gloo":
+        case "gloo" | "emulated":
             with ExitStack() as stack:
+                seats = stack.enter_context(EmulatedHosts(_stated(hosts))).seats if place == "emulated" else ()
                 folder = directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attnplan-run-")))
-                world = Supervisor(generation.num_ranks, directory=folder, timeout_s=timeout_s)
+                world = Supervisor(generation.num_ranks, directory=folder, timeout_s=timeout_s, seats=seats)
                 stack.enter_context(world)
                 return execute(generation, world, limit_s=limit_s, on_step=on_step).measurement
+
+
+def _stated(hosts: Cluster | None) -> Cluster:
+    if hosts is None:
+        raise ExecutionError("emulated hosts: no cluster says which nodes and link rates to take on")
+    return hosts
 
 
 def execute(
@@ -88,7 +100,8 @@ def execute(
 
     answers: list[Answer] = world.run(generate, generation, limit_s=limit_s, describe=describe, watch=watch)
     lines = [read_lines(world.directory, rank) for rank in range(generation.num_ranks)]
-    measurement = assemble(generation, lines, answers[0].environment, "gloo")
+    place: Place = "emulated" if any(seat.command for seat in world.seats) else "gloo"
+    measurement = assemble(generation, lines, answers[0].environment, place)
     logits = [list(step) for step in zip(*(answer.logits for answer in answers), strict=True)]
     return Executed(measurement, logits)
 
@@ -153,7 +166,7 @@ def assemble(
     first = [[row for row in rows if row["repeat"] == 0 and row["tokens"] is not None] for rows in lines]
     generated = _tokens(generation, [row for rows in first for row in rows])
     return Measurement(
-        tag="measured",
+        tag="emulated" if place == "emulated" else "measured",
         place=place,
         environment=environment,
         dtype=generation.programs[0].dtype,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,17 +14,22 @@ from executor.cache import Cache
 from executor.clock import clock_for
 from executor.interpreter import Interpreter, Progress, Schedule, Transport, schedule
 from executor.operations import Rank, preload
-from executor.weights import TORCH_DTYPES, SeededSource, Weights
+from executor.sampling import Sampling
+from executor.weights import TORCH_DTYPES, SeededSource, Source, Weights
 from simulator import program as p
 from simulator.errors import ExecutionError
 from simulator.model import Model
 
 
+GREEDY = Sampling()
+
+
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """What to run: a prefill program, then one program a decoded token, over seeded weights and prompts.
+    """What to run: a prefill program, then one program a decoded token.
 
-    ``prompts``: tokens of every sequence in batch order (None: seeded). ``keep_logits``: hand them back, for tests.
+    ``prompts``: tokens of every sequence in batch order (None: seeded). ``weights``: a model directory (None: seeded).
+    ``sampling``: how tokens are chosen. ``keep_logits``: hand them back, for tests.
     """
 
     model: Model
@@ -33,10 +39,22 @@ class Generation:
     repeats: int = 1
     prompts: tuple[tuple[int, ...], ...] | None = None
     keep_logits: bool = False
+    weights: str | None = None
+    sampling: Sampling = GREEDY
 
     @property
     def num_ranks(self) -> int:
-        return max(len(program.ranks) for program in self.programs)
+        """Up to the last rank that does anything: a plan for a part of a cluster starts no more processes."""
+        busy = [rank for program in self.programs for rank, operations in enumerate(program.ranks) if operations]
+        return max(busy) + 1
+
+    def source(self) -> Source:
+        """Where the weights come from; SpecError if the directory is not this model's."""
+        if self.weights is None:
+            return SeededSource(self.model, self.seed)
+        from executor.safetensors_source import SafetensorsSource
+
+        return SafetensorsSource(Path(self.weights), self.model)
 
 
 def generation(
@@ -89,13 +107,14 @@ class Session:
         *,
         device: torch.device,
         weights: Weights | None = None,
+        slowdown: float = 1.0,
     ) -> None:
         self.generation, self.index, self.device = generation, rank, device
         first = generation.programs[0]
         dtype = first.dtype
         self.backend: Backend = choose(device, TORCH_DTYPES[dtype], generation.model.head_dim)
         if weights is None:
-            weights = Weights(SeededSource(generation.model, generation.seed), dtype=dtype, device=device)
+            weights = Weights(generation.source(), dtype=dtype, device=device)
         rows = [
             count
             for program in generation.programs
@@ -105,7 +124,8 @@ class Session:
         ]
         self.cache = Cache(first.step.num_sequences, max(rows, default=0))
         self.clock = clock_for(device)
-        self.interpreter = Interpreter(Rank(weights, self.cache, device, self.backend), transport, self.clock, progress)
+        working = Rank(weights, self.cache, device, self.backend)
+        self.interpreter = Interpreter(working, transport, self.clock, progress, slowdown)
         self.schedules = [self._schedule(program, weights) for program in generation.programs]
 
     def _schedule(self, program: p.Program, weights: Weights) -> Schedule:

@@ -14,12 +14,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
+from executor.emulated_hosts import Seat
 from executor.progress import ProgressFile, RankProgress, State
 from executor.wire import decode, encode
 from executor.worker import Failure, failure_of, read_frame, write_frame
@@ -46,8 +47,12 @@ class _Process:
 class Supervisor:
     """A world of processes on this machine. Reusable: each ``run`` is a job on every rank."""
 
-    def __init__(self, size: int, *, directory: Path | None = None, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, size: int, *, directory: Path | None = None, timeout_s: float = 60.0, seats: Sequence[Seat] = ()
+    ) -> None:
+        """``seats``: where each rank's process belongs (``executor.emulated_hosts``); none: anywhere here."""
         self.size, self.timeout_s = size, timeout_s
+        self.seats = tuple(seats)[:size] or (Seat(0),) * size
         self._made = tempfile.TemporaryDirectory(prefix="attnplan-") if directory is None else None
         self.directory = Path(self._made.name) if self._made else Path(directory or "")
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -63,16 +68,19 @@ class Supervisor:
             raise
 
     def _start(self, rank: int) -> _Process:
-        log = self.directory / f"rank{rank}.log"
-        command = [sys.executable, "-m", "executor.worker", str(rank), str(self.size), str(self.directory)]
+        log, seat = self.directory / f"rank{rank}.log", self.seats[rank]
+        command = [*seat.command, sys.executable, "-m", "executor.worker", str(rank), str(self.size)]
+        nodes = ",".join(str(seat.node) for seat in self.seats)
         with log.open("wb") as file:
             popen = subprocess.Popen(
-                [*command, str(10 * self.timeout_s + START_LIMIT_S)],
+                [*command, str(self.directory), str(10 * self.timeout_s + START_LIMIT_S), nodes, str(seat.slowdown)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,
-                env=worker_environment(),
+                env=worker_environment(seat.interface),
             )
+        if seat.cores:
+            os.sched_setaffinity(popen.pid, seat.cores)  # before it has threads, which inherit it
         threading.Thread(target=self._listen, args=(rank, popen), daemon=True).start()
         return _Process(popen, log)
 
@@ -217,9 +225,10 @@ def _hand(process: _Process, job: bytes) -> None:
         return  # dead or closed already: the supervisor says which
 
 
-def worker_environment() -> dict[str, str]:
-    """One thread a rank, and this checkout's packages."""
+def worker_environment(interface: str = "") -> dict[str, str]:
+    """One thread a rank, this checkout's packages, and the network interface to use (empty: as set, or loopback)."""
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    return {**os.environ, **threads, "PYTHONPATH": path}
+    chosen = {"GLOO_SOCKET_IFNAME": interface} if interface else {}
+    return {**os.environ, **threads, **chosen, "PYTHONPATH": path}

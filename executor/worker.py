@@ -1,4 +1,5 @@
-"""Worker: one rank's process, started by the supervisor: ``python -m executor.worker RANK WORLD DIRECTORY TIMEOUT_S``.
+"""Worker: one rank's process, started by the supervisor: ``python -m executor.worker RANK WORLD DIRECTORY TIMEOUT_S
+NODES SLOWDOWN`` (NODES: every rank's, by comma).
 
 It reads jobs from stdin and answers on stdout, both as length-prefixed JSON (``executor.wire``).
 A job is the name of a function of the worker and its arguments. When stdin closes, whatever the rank is doing, the
@@ -89,6 +90,8 @@ def main() -> None:
 
     torch.set_num_threads(1)
     world = join_gloo(rank, size, directory / "store", timeout_s)
+    world.nodes = tuple(int(node) for node in sys.argv[5].split(","))
+    world.slowdown = float(sys.argv[6])
     progress.note(State.IDLE)
     write_frame(answers, encode("ready"))
     worker = Worker(world, progress, directory)

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from executor.transfers import Issued, padded, side_by_side
+from executor.two_levels import TwoLevelAllReduce, levels_of
 from executor.weights import TORCH_DTYPES
 from simulator import program as p
 from simulator.errors import ExecutionError
@@ -30,28 +31,51 @@ LOOPBACK = {"Linux": "lo", "Darwin": "lo0"}
 
 @dataclass
 class World:
-    """This process's place among the ranks; sub-groups are made once and kept."""
+    """This process's place among the ranks; sub-groups are made once and kept. ``nodes``: every rank's (empty: one);
+    ``slowdown``: this rank keeps its core so many times as long at a compute operation (emulated hosts)."""
 
     rank: int
     size: int
     backend: Literal["gloo", "nccl"]
     device: torch.device
+    nodes: tuple[int, ...] = ()
+    slowdown: float = 1.0
     groups: dict[tuple[int, ...], dist.ProcessGroup | None] = field(default_factory=dict)
     lanes: dict[tuple[int, int], dist.ProcessGroup | None] = field(default_factory=dict)
 
     def prepare(self, programs: Sequence[p.Program]) -> None:
         """Make every group the programs need. All ranks call this with the same programs."""
-        everyone = tuple(range(self.size))
-        self.groups.setdefault(everyone, None)
         for ranks in collective_groups(programs):
-            if ranks not in self.groups and len(ranks) > 1:
-                self.groups[ranks] = dist.new_group(list(ranks), backend=self.backend)
+            self.meet(ranks)
         if self.backend == "nccl":
             for program in programs:
                 check_order(program)
             for pair in message_pairs(programs):
                 if pair not in self.lanes:
                     self.lanes[pair] = dist.new_group(list(pair), backend="nccl")
+
+    def meet(self, ranks: tuple[int, ...]) -> None:
+        """Make the groups a collective of ``ranks`` may need, once. All ranks of the world call this alike."""
+        self.groups.setdefault(tuple(range(self.size)), None)
+        levels = levels_of(ranks, self.nodes)
+        for part in (ranks, *(levels.groups if levels else ())):
+            if part not in self.groups and len(part) > 1:
+                self.groups[part] = dist.new_group(list(part), backend=self.backend)
+
+    def two_levels(self, operation: p.Collective) -> tuple[dist.ProcessGroup, dist.ProcessGroup] | None:
+        """This rank's group inside its node and across nodes, where the all-reduce is to be hierarchical: as the
+        program says, or for ``auto`` wherever its ranks allow (the simulator's choice there too). NCCL chooses itself.
+        """
+        levels = levels_of(operation.ranks, self.nodes)
+        flat = operation.kind != "all_reduce" or operation.algorithm not in ("auto", "hierarchical")
+        if flat or levels is None or self.backend != "gloo":
+            return None
+        inside, across = (
+            self.groups[next(ranks for ranks in part if self.rank in ranks)] for part in (levels.inside, levels.across)
+        )
+        assert inside is not None
+        assert across is not None
+        return inside, across
 
     def barrier(self) -> None:
         dist.barrier()
@@ -123,7 +147,7 @@ def check_order(program: p.Program) -> None:
 class _Arriving:
     """A transfer under way and the value it fills."""
 
-    work: dist.Work | None
+    work: dist.Work | TwoLevelAllReduce | None
     value: Tensor
     transport: DistributedTransport
     operation: p.Recv | p.Collective
@@ -201,6 +225,8 @@ class DistributedTransport:
         group, num_ranks = self.world.groups[operation.ranks], len(operation.ranks)
         out = value
         match operation.kind:
+            case "all_reduce" if two := self.world.two_levels(operation):
+                work = TwoLevelAllReduce(value, *two)
             case "all_reduce":
                 work = dist.all_reduce(value, group=group, async_op=True)
             case "broadcast":

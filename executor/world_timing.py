@@ -12,7 +12,6 @@ from statistics import median
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from executor.bench import Bench
 from executor.progress import State
@@ -21,6 +20,7 @@ from executor.timing import calls_of
 from executor.worker import Worker
 from executor.world import DistributedTransport
 from simulator import program as p
+from simulator.costs.collective_cost import Requested as Algorithm
 from simulator.kernel import ComputeKernel, Gemm, GroupCollective, Memory
 from simulator.units import MiB
 
@@ -64,38 +64,42 @@ def load(worker: Worker, kernel: ComputeKernel, num_busy: int, duration_s: float
         return done / (time.perf_counter() - began_s) if calls else 0.0
 
 
-def messages(worker: Worker, sizes: Sequence[int], round_trips: int) -> list[MessageTime]:
-    """Job: ranks 0 and 1 send values of each size to and fro."""
+def messages(
+    worker: Worker, sizes: Sequence[int], round_trips: int, pair: tuple[int, int] = (0, 1)
+) -> list[MessageTime]:
+    """Job: the two ranks of ``pair`` send values of each size to and fro."""
     rank, transport = worker.world.rank, DistributedTransport(worker.world)
+    first, second = pair
+    other = second if rank == first else first
     found = []
     for tag, size in enumerate(sizes):
         worker.progress.note(State.RUNNING, tag)
         value = torch.ones(size // 4)
-        send = p.Send(reads=("x",), writes=(), layer=0, micro_batch=0, to=1 - rank, tag=tag, num_bytes=size)
+        send = p.Send(reads=("x",), writes=(), layer=0, micro_batch=0, to=other, tag=tag, num_bytes=size)
         receive = p.Recv(
             reads=(),
             writes=("y",),
             layer=0,
             micro_batch=0,
-            source=1 - rank,
+            source=other,
             tag=tag,
             num_bytes=size,
             shape=tuple(value.shape),
             dtype="fp32",
         )
         worker.world.barrier()
-        if rank > 1:
+        if rank not in pair:
             continue
         transport.begin([receive] * (round_trips + 1))
         times, core_s = [], 0.0
         for trip in range(round_trips + 1):
-            if rank == 0:
+            if rank == first:
                 _compute()
             began_s, began_core_s = time.perf_counter(), time.process_time()
-            if rank == 0:
+            if rank == first:
                 transport.send(send, value)
             value = transport.receive(receive).wait()
-            if rank == 1:
+            if rank == second:
                 transport.send(send, value)
             if trip:
                 times.append((time.perf_counter() - began_s) / 2)
@@ -105,18 +109,21 @@ def messages(worker: Worker, sizes: Sequence[int], round_trips: int) -> list[Mes
     return found
 
 
-def collectives(worker: Worker, kind: p.CollectiveKind, ranks: tuple[int, ...], sizes: Sequence[int]) -> list[float]:
+def collectives(
+    worker: Worker,
+    kind: p.CollectiveKind,
+    ranks: tuple[int, ...],
+    sizes: Sequence[int],
+    algorithm: Algorithm = "auto",
+) -> list[float]:
     """Job: seconds of a collective of ``ranks`` at each size (nccl-tests' bytes)."""
-    groups = worker.world.groups
-    groups.setdefault(tuple(range(worker.world.size)), None)
-    if ranks not in groups:
-        groups[ranks] = dist.new_group(list(ranks))
+    worker.world.meet(ranks)
     found = []
     for tag, size in enumerate(sizes):
         worker.progress.note(State.RUNNING, tag)
         worker.world.barrier()
         if worker.world.rank in ranks:
-            found.append(_collective_seconds(worker, kind, ranks, size))
+            found.append(_collective_seconds(worker, kind, ranks, size, algorithm))
     return found
 
 
@@ -125,11 +132,13 @@ def _compute() -> None:
     torch.mm(torch.ones(64, 512), torch.ones(512, 512))
 
 
-def _collective_seconds(worker: Worker, kind: p.CollectiveKind, ranks: tuple[int, ...], size: int) -> float:
+def _collective_seconds(
+    worker: Worker, kind: p.CollectiveKind, ranks: tuple[int, ...], size: int, algorithm: Algorithm
+) -> float:
     rows = max(1, size // (4 * 256 * len(ranks))) * len(ranks)
     shape = (rows // len(ranks), 256) if kind == "all_gather" else (rows, 256)
     operation = p.Collective(
-        reads=("x",), writes=("y",), layer=0, micro_batch=0, kind=kind, algorithm="auto", ranks=ranks, tag=0,
+        reads=("x",), writes=("y",), layer=0, micro_batch=0, kind=kind, algorithm=algorithm, ranks=ranks, tag=0,
         num_bytes=rows * 1024, shape=shape, dtype="fp32",
     )  # fmt: skip
     transport, value = DistributedTransport(worker.world), torch.ones(shape)
@@ -165,9 +174,12 @@ def memory_bandwidth_bytes_per_s(world: Supervisor, cores: int, duration_s: floa
     return max(item.ranks * item.calls_per_s for item in loads) * STREAM_BYTES
 
 
-def time_messages(world: Supervisor, sizes: Sequence[int] = MESSAGE_BYTES, round_trips: int = 25) -> list[MessageTime]:
+def time_messages(
+    world: Supervisor, sizes: Sequence[int] = MESSAGE_BYTES, round_trips: int = 25, pair: tuple[int, int] = (0, 1)
+) -> list[MessageTime]:
     """Both ends' view of a message of each size: the mean time, the sum of core seconds."""
-    first, second, *_ = world.run(messages, tuple(sizes), round_trips)
+    answers = world.run(messages, tuple(sizes), round_trips, pair)
+    first, second = (answers[rank] for rank in pair)
     return [
         MessageTime(a.num_bytes, (a.seconds + b.seconds) / 2, a.core_s + b.core_s)
         for a, b in zip(first, second, strict=True)
@@ -191,10 +203,14 @@ def core_s_per_byte(times: Sequence[MessageTime]) -> float:
 
 
 def time_collective(
-    world: Supervisor, kind: p.CollectiveKind, num_ranks: int, sizes: Sequence[int] = COLLECTIVE_BYTES
+    world: Supervisor,
+    kind: p.CollectiveKind,
+    num_ranks: int,
+    sizes: Sequence[int] = COLLECTIVE_BYTES,
+    algorithm: Algorithm = "auto",
 ) -> list[tuple[GroupCollective, float]]:
     """(collective, seconds of the slowest rank) at each size."""
-    answers = world.run(collectives, kind, tuple(range(num_ranks)), tuple(sizes))
+    answers = world.run(collectives, kind, tuple(range(num_ranks)), tuple(sizes), algorithm)
     slowest = [max(times) for times in zip(*(answer for answer in answers if answer), strict=True)]
     rows = [max(1, size // (1024 * num_ranks)) * num_ranks * 1024 for size in sizes]
     return [

@@ -114,7 +114,7 @@ def _add_allocation(commands: Commands) -> None:  # type: ignore[valid-type]
     run.add_argument(
         "--candidate", choices=("chosen", "pool", "rule"), default="chosen", help="the plan, its best pool, or the rule"
     )
-    run.add_argument("--on", choices=("auto", "cpu", "cuda", "replay"), default="auto")
+    run.add_argument("--on", choices=("auto", "cpu", "emulated", "cuda", "replay"), default="auto")
     run.add_argument("--repeats", type=int, default=3, metavar="N")
     run.add_argument("--decode-tokens", type=int, default=32, metavar="N")
     run.add_argument("--time-limit", type=float, default=300.0, metavar="SECONDS")

@@ -16,7 +16,7 @@ from simulator.allocation import Allocation, Choice, digest
 from simulator.cluster import Cluster
 from simulator.errors import InfeasibleError, SpecError
 from simulator.lowering import lower
-from simulator.measurement import Measurement, Question
+from simulator.measurement import Measurement, Place, Question
 from simulator.model import Model
 from simulator.placement import Placement
 from simulator.profile import Profile, load_profile
@@ -26,7 +26,7 @@ from simulator.workload import Sequences, Step, Workload, prefill_step
 if TYPE_CHECKING:
     from executor.session import Generation
 
-On = Literal["auto", "cpu", "cuda", "replay"]
+On = Literal["auto", "cpu", "emulated", "cuda", "replay"]
 SEED = 0
 CHECKABLE_PARAMETERS = 100_000_000  # a second or two a token for the eager reference on one core
 
@@ -108,17 +108,19 @@ def default_question(allocation: Allocation, tokens: int | None, decoded_tokens:
     )
 
 
-def place_of(on: On, cluster: Cluster) -> Literal["gloo", "nccl", "replay"]:
-    """auto: nccl under torchrun, gloo for a CPU cluster, else replay on one device."""
+def place_of(on: On, cluster: Cluster) -> Place:
+    """auto: nccl under torchrun, gloo for a CPU node, emulated hosts for several, else replay on one device."""
     import os
 
-    if on == "replay":
-        return "replay"
+    if on in ("replay", "emulated"):
+        return on
     if on == "cpu":
         return "gloo"
     if on == "cuda" or "WORLD_SIZE" in os.environ:
         return "nccl"
-    return "gloo" if all(gpu.kind == "cpu" for gpu in cluster.gpus) else "replay"
+    if any(gpu.kind != "cpu" for gpu in cluster.gpus):
+        return "replay"
+    return "emulated" if cluster.rank_nodes()[-1][0] > 0 else "gloo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +156,7 @@ def execute(
     measured = run(
         generation,
         place=place_of(options.on, found.cluster),
+        hosts=found.cluster,
         directory=options.directory,
         timeout_s=options.timeout_s,
         limit_s=options.limit_s,

@@ -13,7 +13,8 @@ from pydantic import Field, model_validator
 from simulator.formats.files import Record
 from simulator.workload import Phase
 
-Place = Literal["gloo", "nccl", "replay"]
+Place = Literal["gloo", "emulated", "nccl", "replay"]
+TAGS = {"emulated": "emulated", "replay": "replayed"}  # others: measured
 
 
 class Environment(Record):
@@ -63,10 +64,11 @@ class Question(Record):
 
 
 class Measurement(Record):
-    """A measurement file. Times of ``replay`` are of compute operations; its transfers take none."""
+    """A measurement file. Times of ``replay`` are of compute operations; its transfers take none. ``emulated``: real
+    processes and kernels on nodes whose links are rate-limited here."""
 
     schema_version: Literal[1] = 1
-    tag: Literal["measured", "replayed"]
+    tag: Literal["measured", "emulated", "replayed"]
     place: Place
     allocation: str | None = Field(default=None, description="digest of the allocation that was run")
     question: Question | None = None
@@ -77,7 +79,7 @@ class Measurement(Record):
 
     @model_validator(mode="after")
     def _tag_fits_place(self) -> Measurement:
-        if (self.tag == "replayed") != (self.place == "replay"):
+        if self.tag != TAGS.get(self.place, "measured"):
             raise ValueError(f"tag {self.tag!r} does not fit place {self.place!r}")
         return self
 
