@@ -1,0 +1,1 @@
+"""Measurements that others published, and the same systems simulated from their stated hardware."""
