@@ -30,10 +30,10 @@ whichever is fastest. Only the first log's source states its NICs.
 """
 ALL_REDUCE_END = """
 What misses: 2 × 4 H100 below 2 GB and 2 × 4 GH200, whose sources do not state their NICs. Bytes over time keep rising
-up to gigabytes (H100: 30 GB/s at 17 MB, 86 at 134 MB, 188 at 8.6 GB), which no latency of microseconds gives. NCCL's chunk
-sizes and protocols, registration of memory by the OFI plugin (GH200) and a disturbed machine (the H100 log has rows of
-1 ms for 32 kB) are candidates; the logs cannot tell them apart. GB200 below 4 GB: no measured curve of 72 GPUs in one
-domain is shipped, and trees at the datasheet's 900 GB/s are too fast for half a gigabyte.
+up to gigabytes (H100: 30 GB/s at 17 MB, 86 at 134 MB, 188 at 8.6 GB), which no latency of microseconds gives. NCCL's
+chunk sizes and protocols, registration of memory by the OFI plugin (GH200) and a disturbed machine (the H100 log has
+rows of 1 ms for 32 kB) are candidates; the logs cannot tell them apart. GB200 below 2 GB: no measured curve of 72 GPUs
+in one domain is shipped, and trees at the datasheet's 900 GB/s are too fast for half a gigabyte.
 """
 
 HEADER = ("", "measured", "simulated", "error")
