@@ -50,7 +50,7 @@ def memory_operation(kind: str, elements: int, bench: Bench) -> tuple[p.Compute,
             return embed, [torch.randint(8192, (tokens,), device=bench.device)]
         case "sample":
             rows = max(1, elements // 8192)
-            sample = p.Sample(reads=("x",), writes=("y",), rows=rows, vocab=8192, shards=1, **place)
+            sample = p.Sample(reads=("x",), writes=("y",), layer=0, micro_batch=0, rows=rows, vocab=8192, shards=1)
             return sample, [bench.tensor(rows, 8192)]
         case "dispatch" | "route":
             return _dispatch(max(1, elements // (2 * 2 * width)), width, bench)

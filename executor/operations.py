@@ -19,9 +19,10 @@ from executor import experts as moe
 from executor.attention_backends import Backend
 from executor.cache import Cache
 from executor.rows import join, positions_of, sequences_of, take
+from executor.sampling import GREEDY, Sampling, draws
+from executor.sampling import sample as sampled
 from executor.weights import Weights
 from simulator import program as p
-from simulator.placement import even_split
 from simulator.program import WeightSlice
 from simulator.tile import Batch, Block
 
@@ -36,6 +37,7 @@ class Rank:
     cache: Cache
     device: torch.device
     backend: Backend
+    sampling: Sampling = GREEDY
 
 
 def compute(operation: p.Compute, reads: Sequence[Value], rank: Rank) -> tuple[Value, ...]:
@@ -73,7 +75,7 @@ def compute(operation: p.Compute, reads: Sequence[Value], rank: Rank) -> tuple[V
         case p.Embed(), (Tensor() as tokens,):
             return (embed(operation, tokens, weights),)
         case p.Sample(), (Tensor() as logits,):
-            return (sample(operation, logits),)
+            return (sample(operation, logits, rank.sampling),)
         case p.Route() | p.Dispatch() | p.Experts() | p.Combine(), _:
             return (routed(operation, reads, weights),)
     raise unreadable(operation, reads)
@@ -120,15 +122,40 @@ def embed(operation: p.Embed, tokens: Tensor, weights: Weights) -> Tensor:
     return rows.masked_fill_(~mine.unsqueeze(-1), 0)
 
 
-def sample(operation: p.Sample, logits: Tensor) -> Tensor:
-    """The argmax as a vocabulary entry: shards are of width ceil(vocab/shards), the later ones padded."""
-    best = logits.argmax(dim=-1)
-    if operation.shards == 1:
-        return best
-    width = logits.shape[1] // operation.shards
-    sizes = even_split(operation.vocab, operation.shards)
-    starts = torch.tensor([sum(sizes[:shard]) for shard in range(operation.shards)], device=best.device)
-    return starts[best // width] + best % width
+def sample(operation: p.Sample, logits: Tensor, sampling: Sampling = GREEDY) -> Tensor:
+    """The next token of every row, as a vocabulary entry."""
+    if sampling.greedy:
+        best = logits.argmax(dim=-1)
+        return best if operation.shards == 1 else _entry(operation, logits.shape[1] // operation.shards, best)
+    if operation.shards > 1:
+        width = logits.shape[1] // operation.shards
+        columns = torch.arange(logits.shape[1], device=logits.device)
+        real = torch.where(columns % width < _shard_size(operation, columns // width), 0, 1)
+        logits = logits[:, torch.argsort(real, stable=True)[: operation.vocab]]  # without the padding, in order
+    numbers = draws(sampling, next_places(operation), logits.device)
+    return sampled(logits, sampling, numbers)
+
+
+def next_places(operation: p.Sample) -> list[tuple[int, int]]:
+    """(sequence of the batch, position of the token to come) of every row."""
+    found, sequence = [], 0
+    for group, spans in zip(operation.batch, operation.block, strict=True):
+        found += [(sequence + i, stop) for i in range(group.count) for _, stop in spans]
+        sequence += group.count
+    return found
+
+
+def _shard_size(operation: p.Sample, shard: Tensor) -> Tensor:
+    """Columns of a shard that are tokens: ``even_split``, on the device."""
+    base, extra = divmod(operation.vocab, operation.shards)
+    return torch.where(shard < extra, base + 1, base)
+
+
+def _entry(operation: p.Sample, width: int, column: Tensor) -> Tensor:
+    """Column of the padded shards → vocabulary entry."""
+    base, extra = divmod(operation.vocab, operation.shards)
+    shard = column // width
+    return shard * base + shard.clamp(max=extra) + column % width
 
 
 def rope(operation: p.Rope, qkv: Tensor, weights: Weights) -> tuple[Tensor, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from executor.environment import environment
 from executor.mailboxes import MailboxTransport, Post, Turns
 from executor.session import Generation, Session, StepResult, prompts_of
-from executor.weights import SeededSource, Weights
+from executor.weights import Weights
 from simulator import program as p
 from simulator.measurement import MeasuredStep, Measurement, RankSpans
 
@@ -47,7 +47,7 @@ class Replay:
         self.generation = generation
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = generation.programs[0].dtype
-        weights = Weights(SeededSource(generation.model, generation.seed), dtype=dtype, device=self.device)
+        weights = Weights(generation.source(), dtype=dtype, device=self.device)
         nobody = MailboxTransport(0, Post(), Turns(0))
         self.sessions = [
             Session(generation, rank, nobody, NoProgress(), device=self.device, weights=weights)

@@ -14,14 +14,11 @@ from executor.cache import Cache
 from executor.clock import clock_for
 from executor.interpreter import Interpreter, Progress, Schedule, Transport, schedule
 from executor.operations import Rank, preload
-from executor.sampling import Sampling
+from executor.sampling import GREEDY, Sampling
 from executor.weights import TORCH_DTYPES, SeededSource, Source, Weights
 from simulator import program as p
 from simulator.errors import ExecutionError
 from simulator.model import Model
-
-
-GREEDY = Sampling()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +121,7 @@ class Session:
         ]
         self.cache = Cache(first.step.num_sequences, max(rows, default=0))
         self.clock = clock_for(device)
-        working = Rank(weights, self.cache, device, self.backend)
+        working = Rank(weights, self.cache, device, self.backend, generation.sampling)
         self.interpreter = Interpreter(working, transport, self.clock, progress, slowdown)
         self.schedules = [self._schedule(program, weights) for program in generation.programs]
 

@@ -27,7 +27,7 @@ from simulator.attention_operations import Scores as Scores
 from simulator.attention_operations import Segment as Segment
 from simulator.attention_operations import Store as Store
 from simulator.attention_operations import WeighValues as WeighValues
-from simulator.tile import Batch, Span, Tile
+from simulator.tile import Batch, Block, Span, Tile
 from simulator.weight_slice import WeightSlice as WeightSlice
 from simulator.workload import Step
 
@@ -164,12 +164,14 @@ class Concat(BaseOperation):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample(BaseOperation):
-    """logits [rows, shards·width] → tokens [rows]: the argmax over the vocabulary. Shard i holds ``even_split(vocab,
-    shards)[i]`` columns, padded with −inf to the widest."""
+    """logits [rows, shards·width] → tokens [rows]: the argmax over the vocabulary, or drawn. Shard i holds
+    ``even_split(vocab, shards)[i]`` columns, padded with −inf to the widest. ``block``: the positions of the rows."""
 
     rows: int
     vocab: int
     shards: int
+    batch: Batch = ()
+    block: Block = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -136,6 +136,8 @@ def _sample(context: Context, where: Where, rank: int, logits: str, blocks: dict
             rows=context.count(blocks[rank]),
             vocab=context.model.vocab_size,
             shards=context.placement.stages[-1].tensor_degree,
+            batch=context.groups.batch,
+            block=blocks[rank],
         ),
     )
 
