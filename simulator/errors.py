@@ -10,11 +10,29 @@ Messages give place, value and remedy on one line:
 ``cluster.yaml: nodes[1].gpu: unknown 'H10'; known: A100-SXM4-80GB, H200``.
 """
 
+MAX_MESSAGE = 600  # characters: a terminal's screen at the most, however long the name that was refused
+
 
 class AttnplanError(Exception):
-    """Base of every error meant for users; ``exit_code`` is what the command line returns."""
+    """Base of every error meant for users; ``exit_code`` is what the command line returns.
+
+    The message is one printable line of bounded length whatever a hostile file put into it: line ends, terminal
+    sequences and half surrogate pairs are shown as escapes, and the middle of an overlong one is left out.
+    """
 
     exit_code = 2
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message)))
+
+
+def one_line(text: str) -> str:
+    """``text`` without anything a terminal or a log would act on."""
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[: MAX_MESSAGE * 2 // 3]} … {text[-MAX_MESSAGE // 3 + 3 :]}"
+    if text.isprintable():
+        return text
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
 class SpecError(AttnplanError):

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import multiprocessing
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -182,29 +178,6 @@ def test_a_record_survives_writing_and_reading(tmp_path: Path) -> None:
     write_atomically(path, to_json(cluster))
     assert load(path, Cluster) == cluster
     assert to_json(load(path, Cluster)) == path.read_text()
-
-
-def write_forever(path: Path) -> None:
-    while True:
-        for letter in "ab":
-            write_atomically(path, letter * 200_000)
-
-
-def test_a_writer_killed_a_hundred_times_never_leaves_half_a_file(tmp_path: Path) -> None:
-    path, chance = tmp_path / "out.json", random.Random(0)
-    write_atomically(path, "a" * 200_000)
-    context, seen = multiprocessing.get_context("fork"), set()
-    for _ in range(100):
-        writer = context.Process(target=write_forever, args=(path,))
-        writer.start()
-        time.sleep(chance.uniform(0.0, 0.02))
-        assert writer.pid is not None
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.join()
-        text = path.read_text()
-        assert text in ("a" * 200_000, "b" * 200_000)
-        seen.add(text[0])
-    assert seen == {"a", "b"}  # the writers did write
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -60,8 +60,8 @@ def test_the_median_rank_counts_and_nodes_follow_from_the_ranks_on_each(tmp_path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (MLP.replace("\n1,", "\nnan,"), "table.csv:2: time_stats.attn_pre_proj.median: not a finite number above 0"),
-        (MLP.replace("\n1,", "\n0,"), "table.csv:2: time_stats.attn_pre_proj.median: not a finite number above 0"),
+        (MLP.replace("\n1,", "\nnan,"), "table.csv:2: time_stats.attn_pre_proj.median: not a number above 0"),
+        (MLP.replace("\n1,", "\n0,"), "table.csv:2: time_stats.attn_pre_proj.median: not a number above 0"),
         (MLP.replace("\n1,", "\n,"), "table.csv:2: time_stats.attn_pre_proj.median: missing"),
         (MLP.replace("16,4\n", "16,3\n"), "table.csv:2: n_head: 64 does not divide by 3"),
         (MLP.replace("16,4\n", "16,16\n"), "table.csv:2: n_kv_head: 8 does not divide by 16"),
@@ -81,7 +81,7 @@ def test_a_compute_row_that_is_not_understood_is_refused(tmp_path: Path, text: s
     [
         (NETWORK.replace("0.5,0,4,1000,all_reduce", "0.5,0,4,1000,bcast"), "table.csv:2: collective: unknown 'bcast'"),
         (NETWORK.replace("all_reduce,2,4\n1", "all_reduce,3,4\n1"), "table.csv:2: num_workers: 4 does not divide by 3"),
-        (NETWORK.replace("0.7", "-1"), "table.csv:3: time_stats.all_reduce.median: not a finite number above 0"),
+        (NETWORK.replace("0.7", "-1"), "table.csv:3: time_stats.all_reduce.median: not a number above 0"),
         (NETWORK.splitlines()[0], "no rows; give Vidur's all_reduce.csv"),
     ],
 )

@@ -17,11 +17,12 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-import yaml
+from pydantic import BaseModel, ConfigDict, Field
 
 from calibration.rows import TimedRow
 from simulator.cluster import Gpu
 from simulator.errors import SpecError
+from simulator.formats.files import load
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, Kernel, Moe
 
 PACKAGE = "aiconfigurator_core"
@@ -122,20 +123,33 @@ def load_rows(folder: Path | None, system: str, framework: str = "vllm") -> Impo
     return Imported(tuple(rows), left_out)
 
 
+class _GpuFacts(BaseModel):
+    """What we use of a system file's ``gpu``; its other keys are AIConfigurator's own."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+    bfloat16_tc_flops: float = Field(gt=0)
+    mem_bw: float = Field(gt=0)
+    mem_capacity: int = Field(gt=0)
+
+
+class _System(BaseModel):
+    """``<systems>/<system>.yaml``."""
+
+    model_config = ConfigDict(frozen=True)
+    gpu: _GpuFacts
+
+
 def load_gpu(folder: Path | None, system: str, name: str) -> Gpu:
     """The GPU's datasheet facts from ``<systems>/<system>.yaml``."""
     path = (folder or systems_folder()) / f"{system}.yaml"
-    try:
-        facts = yaml.safe_load(path.read_text(encoding="utf-8"))["gpu"]
-    except (OSError, KeyError, TypeError, yaml.YAMLError) as error:
-        raise SpecError(f"{path}: not a system description of AIConfigurator: {error}") from error
+    facts = load(path, _System).gpu
     if system not in NUM_SMS:
         raise SpecError(f"{path}: number of SMs of {system!r} unknown; known systems: {', '.join(NUM_SMS)}")
     return Gpu(
         name=name,
-        compute_flop_per_s=float(facts["bfloat16_tc_flops"]),
-        memory_bandwidth_bytes_per_s=float(facts["mem_bw"]),
-        memory_bytes=int(facts["mem_capacity"]),
+        compute_flop_per_s=facts.bfloat16_tc_flops,
+        memory_bandwidth_bytes_per_s=facts.mem_bw,
+        memory_bytes=facts.mem_capacity,
         num_sms=NUM_SMS[system],
         source=f"datasheet, by way of aiconfigurator-core {path.name}",
     )

@@ -123,7 +123,7 @@ def _log_row(line: str, kind: Kind, facts: RunFacts, place: str) -> CollectiveRo
     time_us, algbw, busbw = (_number(cell, place) for cell in cells[num_leading : num_leading + 3])
     wrong = cells[num_leading + 3]
     if wrong not in ("0", "N/A") and not re.fullmatch(r"0e[-+]\d+", wrong) and not _is_small_error(wrong):
-        raise SpecError(f"{place}: {wrong} wrong elements; give a log of a run that passed")
+        raise SpecError(f"{place}: {wrong[:40]} wrong elements; give a log of a run that passed")
     if dtype not in LOG_DTYPES:
         raise SpecError(f"{place}: unknown type {dtype[:40]!r}; known: {', '.join(LOG_DTYPES)}")
     if time_us <= 0:
@@ -153,7 +153,7 @@ def _check_bandwidths(row: CollectiveRow, *, algbw: float, busbw: float) -> None
         own = row.algbw_bytes_per_s / 1e9
         raise SpecError(f"{row.place}: algbw {algbw / 1e9:g} GB/s, but size/time is {own:.4g}")
     ratio, expected = busbw / algbw, bus_factor(row.collective, row.gpus)
-    if abs(ratio / expected - 1) > PRINT_TOLERANCE:
+    if abs(ratio - expected) > PRINT_TOLERANCE * expected:
         raise SpecError(
             f"{row.place}: busbw/algbw is {ratio:.4g}, but {row.collective} on {row.gpus} GPUs gives "
             f"{expected:.4g}; correct nodes, gpus_per_node or collective in the facts"

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -35,6 +37,8 @@ __all__ = [
 ]
 
 MAX_FILE_BYTES = 16 * 2**20
+TEMPORARY = ".attnplan-tmp"
+ABANDONED_S = 600.0
 SEQUENCE_SCHEMAS = ("list", "tuple", "set", "frozenset")
 
 Name = Annotated[str, Field(pattern=r"^[^./\\\x00-\x1f\x7f][^/\\\x00-\x1f\x7f]{0,199}$")]
@@ -156,11 +160,15 @@ def _found(value: Any, place: tuple[int | str, ...]) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write ``text`` so that ``path`` holds either the old or the whole new content, never half."""
+    """Write ``text`` so that ``path`` holds either the old or the whole new content, never half.
+
+    A writer that is killed leaves a hidden ``.NAME.….attnplan-tmp``; a later write of the same file takes it away.
+    """
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
+        _sweep(path)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=TEMPORARY)
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
@@ -173,6 +181,15 @@ def write_atomically(path: Path, text: str) -> None:
         if isinstance(error, OSError):
             raise SpecError(f"{path}: cannot be written: {error.strerror}") from error
         raise
+
+
+def _sweep(path: Path) -> None:
+    """Remove what killed writers of ``path`` left: unfinished files too old to be another's in the making."""
+    for entry in os.scandir(path.parent):
+        if entry.name.startswith(f".{path.name[:100]}.") and entry.name.endswith(TEMPORARY):
+            with suppress(OSError):  # another process was quicker
+                if time.time() - entry.stat().st_mtime > ABANDONED_S:
+                    os.unlink(entry.path)
 
 
 def _mode_for(path: Path) -> int:

@@ -14,6 +14,7 @@ from simulator.errors import SpecError
 MAX_LINE_CHARACTERS = 2**20
 MAX_ROWS = 500_000
 MAX_COLUMNS = 500
+LEAST_POSITIVE, MOST_POSITIVE = 1e-15, 1e15  # in milliseconds: a quintillionth of a second, 30,000 years
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,15 @@ class Row:
         return int(value)
 
     def positive(self, column: str) -> float:
-        """A finite number above zero: a time of 0 would make an operation free."""
+        """A number above zero: a time of 0 would make an operation free, one of 1e-300 overflows what it divides."""
         value = self.text(column)
         try:
             number = float(value)
         except ValueError:
             number = math.nan
-        if not 0 < number < math.inf:
-            raise SpecError(f"{self.place}: {column}: not a finite number above 0, got {value[:40]!r}")
+        if not LEAST_POSITIVE <= number <= MOST_POSITIVE:
+            limits = f"from {LEAST_POSITIVE:g} to {MOST_POSITIVE:g}"
+            raise SpecError(f"{self.place}: {column}: not a number above 0 ({limits}), got {value[:40]!r}")
         return number
 
 

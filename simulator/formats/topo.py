@@ -26,7 +26,7 @@ FAR = "SYS"  # across the sockets' interconnect
 PATHS = ("X", "PIX", "PXB", "PHB", "NODE", FAR)
 _ENTRY = re.compile(r"X|PIX|PXB|PHB|NODE|SYS|NV[1-9][0-9]?")
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
-_DEVICE = re.compile(r"[A-Za-z][A-Za-z0-9_:.-]*")
+_DEVICE = re.compile(r"[A-Za-z][A-Za-z0-9_:.-]{0,39}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def from_topo(path: Path, options: TopoOptions) -> Cluster:
         mode="json"
     )
     record = {
-        "name": re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-") or "cluster",
+        "name": re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)[:100].strip("-") or "cluster",
         "gpus": [options.gpu.model_dump(mode="json")],
         "nodes": [node],
         "assumptions": [*about_link, *about_nics, f"latencies of {ASSUMED_LATENCY_S * 1e6:g} µs"],
@@ -107,14 +107,15 @@ def _header(line: str, place: str) -> tuple[str, ...]:
     names = re.split(r"\t|\s{2,}", line.strip())
     last = next((i for i, name in enumerate(names) if name.strip() == "CPU Affinity"), len(names))
     devices = tuple(name.strip() for name in names[:last] if name.strip())
-    if len(set(devices)) != len(devices) or len(devices) > MAX_DEVICES:
+    named = all(_DEVICE.fullmatch(name) for name in devices)
+    if not named or len(set(devices)) != len(devices) or len(devices) > MAX_DEVICES:
         raise SpecError(f"{place}: not a header of at most {MAX_DEVICES} different devices: {line.strip()[:60]!r}")
     return devices
 
 
 def _row(line: str, devices: tuple[str, ...], index: int, place: str) -> tuple[str, ...]:
     name, *cells = line.split()
-    if name != devices[index] or not _DEVICE.fullmatch(name):
+    if name != devices[index]:
         raise SpecError(f"{place}: {name[:40]!r} where the row of {devices[index]} belongs")
     if len(cells) < len(devices):
         raise SpecError(f"{place}: {len(cells)} entries for {len(devices)} devices")

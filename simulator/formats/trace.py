@@ -26,6 +26,8 @@ from simulator.workload import Bucket, Workload
 MAX_REQUESTS = 500_000
 MAX_TOKENS = 10**9
 MAX_BUCKETS = 64
+MAX_TIME_S = 1e12  # 30,000 years
+RESOLUTION_S = 1e-6  # of the formats: requests closer together arrived at one instant
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,9 @@ def from_trace(path: Path, num_buckets: int = 8) -> Workload:
     requests = read_requests(path)
     span_s = requests[-1].arrival_s
     return Workload(
-        name=re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem).strip("-") or "trace",
+        name=re.sub(r"[^A-Za-z0-9_-]+", "-", path.stem)[:100].strip("-") or "trace",
         buckets=_buckets(requests, num_buckets),
-        requests_per_s=(len(requests) - 1) / span_s if span_s > 0 else None,
+        requests_per_s=(len(requests) - 1) / span_s if span_s >= RESOLUTION_S else None,
         assumptions=("a trace does not tell batch sizes: 1 until stated",),
         source=f"{path.name}, quantiles of {len(requests)} requests",
     )
@@ -150,7 +152,7 @@ def _arrival(row: Row, columns: _Columns) -> float:
 
 
 def _non_negative(value: Any, place: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TIME_S:
         raise SpecError(f"{place}: not a time of 0 or more, got {str(value)[:40]!r}")
     return float(value)
 

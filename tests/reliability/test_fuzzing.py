@@ -1,0 +1,44 @@
+"""Fuzzing every reader with mutated real files: thirty seconds here, ten minutes and more for the report."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from simulator.errors import SpecError
+from tests.reliability.scale import ROOT, of, record
+
+
+def test_mutated_real_files_are_read_or_refused_in_one_line_by_every_reader() -> None:
+    """Seeded, so that a failure is found again: the command of the assertion message keeps the files."""
+    seconds, seed = of(30, 660), of(0, 20261121)
+    command = [sys.executable, "-W", "error", "-m", "tests.reliability.fuzz"]
+    command += ["--seconds", str(seconds), "--seed", str(seed)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=seconds + 120, check=False)
+    assert done.stdout, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    record(
+        "fuzzing",
+        seconds=found["seconds"],
+        cases=found["cases"],
+        readers=len(found["readers"]),
+        defects=len(found["defects"]),
+        slowest_s=max(one["slowest_s"] for one in found["readers"].values()),
+        memory_growth_bytes=found["memory_growth_bytes"],
+    )
+    assert not found["defects"], f"{found['defects'][:5]}; again with: {' '.join(command)} --keep FOLDER"
+    assert found["memory_growth_bytes"] < 200 * 10**6
+    for name, counts in found["readers"].items():
+        assert counts.get("refused", 0) > 0, f"{name}: no mutation was refused: are its seeds read at all?"
+        assert counts.get("accepted", 0) > 0, f"{name}: every mutation was refused: only its first check was tested"
+
+
+def test_a_message_is_one_printable_line_whatever_was_refused() -> None:
+    hostile = "a\nb\r\x1b[31m\u2028\ud800\0" + "x" * 100_000 + " known: y"
+    message = str(SpecError(f"file.json: name: unknown {hostile}"))
+    assert message.isprintable()
+    assert len(message) < 700
+    assert message.startswith(r"file.json: name: unknown a\nb\r\x1b[31m\u2028\ud800\x00xx")
+    assert message.endswith("xx known: y")
+    message.encode()
