@@ -16,16 +16,19 @@ from executor.environment import environment
 from executor.progress import State
 from executor.session import Generation, Session, StepResult, next_tokens_name, prompts_of, reads_tokens
 from executor.transfers import Issued
+from executor.weights import Weights
 from executor.worker import Worker
-from executor.world import DistributedTransport
+from executor.world import DistributedTransport, World
 from simulator.measurement import Environment
 
 
 @dataclass
 class Answer:
-    """What a rank hands back: its environment, and its logits of each step of the first repeat if kept."""
+    """What a rank hands back: its environment, how long it got ready for the first step (groups, weights), and its
+    logits of each step of the first repeat if kept."""
 
     environment: Environment
+    prepared_s: float = 0.0
     logits: list[list[Tensor]] = field(default_factory=list)
 
 
@@ -35,11 +38,19 @@ def lines_path(directory: Path, rank: int) -> Path:
 
 def generate(worker: Worker, generation: Generation) -> Answer:
     """Run the whole generation on this rank."""
-    world = worker.world
+    world, began_s = worker.world, time.perf_counter()
     world.prepare(generation.programs)
     transport = DistributedTransport(world)
-    session = Session(generation, world.rank, transport, worker.progress, device=world.device, slowdown=world.slowdown)
-    answer = Answer(environment(world.device, session.backend))
+    session = Session(
+        generation,
+        world.rank,
+        transport,
+        worker.progress,
+        device=world.device,
+        weights=kept_weights(world, generation),
+        slowdown=world.slowdown,
+    )
+    answer = Answer(environment(world.device, session.backend), time.perf_counter() - began_s)
     prompts = torch.cat(prompts_of(generation))
     with lines_path(worker.directory, world.rank).open("w", encoding="utf-8") as file:
         for repeat in range(-generation.warm_up, generation.repeats):
@@ -53,6 +64,14 @@ def generate(worker: Worker, generation: Generation) -> Answer:
                 if repeat == 0 and generation.keep_logits:
                     answer.logits.append(result.logits)
     return answer
+
+
+def kept_weights(world: World, generation: Generation) -> Weights:
+    """The slices this rank made for the same model before, so that a change of placement makes only those it lacks."""
+    key = (generation.model, generation.weights, generation.seed, generation.programs[0].dtype)
+    if world.weights is None or world.weights[0] != key:
+        world.weights = (key, Weights(generation.source(), dtype=key[-1], device=world.device))
+    return world.weights[1]
 
 
 def _step(worker: Worker, session: Session, number: int, tokens: Tensor | None) -> tuple[float, StepResult]:

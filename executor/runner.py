@@ -40,10 +40,12 @@ OnStep = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """A run's measurement; ``logits[step][rank]`` if they were kept, one tensor a Sample."""
+    """A run's measurement; ``logits[step][rank]`` if they were kept, one tensor a Sample; the seconds that the slowest
+    rank took to get ready."""
 
     measurement: Measurement
     logits: list[list[list[Tensor]]]
+    prepared_s: float = 0.0
 
 
 def run(
@@ -103,7 +105,7 @@ def execute(
     place: Place = "emulated" if any(seat.command for seat in world.seats) else "gloo"
     measurement = assemble(generation, lines, answers[0].environment, place)
     logits = [list(step) for step in zip(*(answer.logits for answer in answers), strict=True)]
-    return Executed(measurement, logits)
+    return Executed(measurement, logits, max(answer.prepared_s for answer in answers))
 
 
 def run_here(

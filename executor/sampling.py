@@ -10,7 +10,7 @@ logits draw the same token. Two placements do too unless their rounding (1e-6) f
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,3 +76,12 @@ def sample(logits: Tensor, sampling: Sampling, numbers: Tensor) -> Tensor:
     number = numbers * cumulative[:, -1:]
     place = (cumulative <= number).sum(dim=-1, keepdim=True).clamp_(max=ordered.shape[-1] - 1)
     return tokens.gather(1, place).squeeze(1)
+
+
+def chooser(sampling: Sampling) -> Callable[[Tensor, Sequence[int]], Tensor]:
+    """What the one-device reference does with its logits [sequences, vocab] and the positions to come."""
+
+    def choose(logits: Tensor, positions: Sequence[int]) -> Tensor:
+        return sample(logits, sampling, draws(sampling, enumerate(positions), logits.device))
+
+    return choose

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from executor.transfers import Issued, padded, side_by_side
 from executor.two_levels import TwoLevelAllReduce, levels_of
-from executor.weights import TORCH_DTYPES
+from executor.weights import TORCH_DTYPES, Weights
 from simulator import program as p
 from simulator.errors import ExecutionError
 
@@ -42,6 +42,7 @@ class World:
     slowdown: float = 1.0
     groups: dict[tuple[int, ...], dist.ProcessGroup | None] = field(default_factory=dict)
     lanes: dict[tuple[int, int], dist.ProcessGroup | None] = field(default_factory=dict)
+    weights: tuple[tuple[Any, ...], Weights] | None = None  # of the model that ran last
 
     def prepare(self, programs: Sequence[p.Program]) -> None:
         """Make every group the programs need. All ranks call this with the same programs."""

@@ -118,6 +118,7 @@ def _add_allocation(commands: Commands) -> None:  # type: ignore[valid-type]
     run.add_argument("--repeats", type=int, default=3, metavar="N")
     run.add_argument("--decode-tokens", type=int, default=32, metavar="N")
     run.add_argument("--time-limit", type=float, default=300.0, metavar="SECONDS")
+    _run_options(run)
     run.add_argument("-o", "--output", type=Path, default=Path("measurement.json"), metavar="FILE")
     _json(run)
     validate = _command(commands, "validate", "validate:validate", "predicted vs measured, per operation and per step")
@@ -125,6 +126,17 @@ def _add_allocation(commands: Commands) -> None:  # type: ignore[valid-type]
     validate.add_argument("measurements", type=Path, nargs="+")
     validate.add_argument("--trace", type=Path, metavar="FILE", help="both timelines overlaid, for Perfetto")
     _json(validate)
+
+
+def _run_options(run: argparse.ArgumentParser) -> None:
+    """What generates which tokens, and how many batches."""
+    run.add_argument("--weights", metavar="DIR", help="model directory: config.json, *.safetensors (default: seeded)")
+    run.add_argument("--temperature", type=float, default=0.0, help="sample at this temperature (default 0: greedy)")
+    run.add_argument("--top-k", type=int, default=0, metavar="N", help="sample among the N likeliest (0: all)")
+    run.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample among the likeliest that reach P")
+    run.add_argument("--seed", type=int, default=0, help="of sampled tokens and drawn batches")
+    run.add_argument("--batches", type=int, metavar="N", help="serve N batches, switching placements; writes a log")
+    run.add_argument("--requests", type=Path, metavar="TRACE", help="their lengths (default: the plan's workload)")
 
 
 def _entry_options(command: argparse.ArgumentParser) -> None:

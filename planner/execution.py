@@ -24,8 +24,10 @@ from simulator.program import Program
 from simulator.workload import Sequences, Step, Workload, prefill_step
 
 if TYPE_CHECKING:
+    from executor.sampling import Sampling
     from executor.session import Generation
 
+Candidate = Literal["chosen", "pool", "rule"]
 On = Literal["auto", "cpu", "emulated", "cuda", "replay"]
 SEED = 0
 CHECKABLE_PARAMETERS = 100_000_000  # a second or two a token for the eager reference on one core
@@ -63,8 +65,8 @@ def inputs(allocation: Allocation) -> Inputs:
 
 def programs(allocation: Allocation, found: Inputs, question: Question) -> tuple[Program, ...]:
     """The prefill program and one a decoded token."""
-    prefill = placement_of(entry(allocation, "prefill", question.tokens), question)
-    decode = placement_of(entry(allocation, "decode", question.tokens), question)
+    prefill = placement_of(entry(allocation, "prefill", question.tokens), question.candidate)
+    decode = placement_of(entry(allocation, "decode", question.tokens), question.candidate)
     nodes = tuple(node for node, _, _ in found.cluster.rank_nodes())
     step = prefill_step(question.batch, question.tokens)
     made = [lower(found.model, step, prefill, nodes=nodes, dtype=allocation.dtype, cache=decode)]
@@ -82,9 +84,9 @@ def entry(allocation: Allocation, phase: Literal["prefill", "decode"], tokens: i
         raise SpecError(f"--tokens {tokens}: {error}") from error
 
 
-def placement_of(choice: Choice, question: Question) -> Placement:
+def placement_of(choice: Choice, candidate: Candidate) -> Placement:
     """The chosen placement, the best pool, or the documents' rule."""
-    match question.candidate:
+    match candidate:
         case "chosen":
             return choice.placement
         case "pool":
@@ -92,7 +94,7 @@ def placement_of(choice: Choice, question: Question) -> Placement:
         case "rule":
             alternative = choice.rule
     if alternative is None or alternative.placement is None:
-        raise InfeasibleError(f"{choice.phase} at {choice.tokens} tokens: no {question.candidate} candidate fits here")
+        raise InfeasibleError(f"{choice.phase} at {choice.tokens} tokens: no {candidate} candidate fits here")
     return alternative.placement
 
 
@@ -125,7 +127,8 @@ def place_of(on: On, cluster: Cluster) -> Place:
 
 @dataclass(frozen=True, slots=True)
 class RunOptions:
-    """How to run: where, how often, and for how long at most."""
+    """How to run: where, how often, and for how long at most; a directory of weights (None: seeded), how tokens are
+    chosen (None: greedily)."""
 
     on: On = "auto"
     repeats: int = 3
@@ -133,6 +136,8 @@ class RunOptions:
     limit_s: float = 300.0
     directory: Path | None = None
     check: bool = True
+    weights: str | None = None
+    sampling: Sampling | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +153,20 @@ def execute(
 ) -> Executed:
     """Run one generation of the plan. Raises ExecutionError naming the rank and operation that failed."""
     from executor.runner import run
+    from executor.sampling import Sampling
     from executor.session import Generation
 
     found = inputs(allocation)
     made = programs(allocation, found, question)
-    generation = Generation(found.model, made, seed=SEED, repeats=options.repeats)
+    generation = Generation(
+        found.model,
+        made,
+        seed=SEED,
+        repeats=options.repeats,
+        weights=options.weights,
+        sampling=options.sampling or Sampling(),
+    )
+    generation.source()  # refuses a wrong directory before any process starts
     measured = run(
         generation,
         place=place_of(options.on, found.cluster),
@@ -163,20 +177,25 @@ def execute(
         on_step=on_step,
     )
     measured = measured.model_copy(update={"question": question, "allocation": digest(allocation)})
-    checked = options.check and found.model.num_parameters() <= CHECKABLE_PARAMETERS
-    return Executed(measured, matching_tokens(generation, measured) if checked else None)
+    matching = matching_tokens(generation, measured.generated) if checkable(found.model, options) else None
+    return Executed(measured, matching)
 
 
-def matching_tokens(generation: Generation, measured: Measurement) -> int:
+def checkable(model: Model, options: RunOptions) -> bool:
+    """Whether the reference is quick enough to be asked."""
+    return options.check and model.num_parameters() <= CHECKABLE_PARAMETERS
+
+
+def matching_tokens(generation: Generation, generated: tuple[tuple[int, ...], ...]) -> int:
     """Generated tokens that equal the one-device fp64 reference's, up to each sequence's first difference."""
     from executor.reference import Reference
+    from executor.sampling import chooser
     from executor.session import prompts_of
 
-    expected = Reference(generation.model, seed=generation.seed).generate(
-        prompts_of(generation), len(generation.programs)
-    )
+    reference = Reference(generation.model, source=generation.source())
+    expected = reference.generate(prompts_of(generation), len(generation.programs), choose=chooser(generation.sampling))
     count = 0
-    for ours, theirs in zip(measured.generated, expected, strict=True):
+    for ours, theirs in zip(generated, expected, strict=True):
         equal = [a == b for a, b in zip(ours, theirs, strict=True)]
         count += equal.index(False) if False in equal else len(equal)
     return count

@@ -17,6 +17,7 @@ RECORDS = {
     "profile": ("simulator.profile", "Profile"),
     "allocation": ("simulator.allocation", "Allocation"),
     "measurement": ("simulator.measurement", "Measurement"),
+    "serving-log": ("simulator.serving.log", "ServingLog"),
 }
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 

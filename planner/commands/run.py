@@ -6,6 +6,7 @@ import argparse
 
 from planner.commands.output import progress, say, table, to_terminal
 from planner.execution import Executed, RunOptions, default_question, execute
+from planner.serve import Served, Traffic, serve
 from simulator.allocation import Allocation
 from simulator.formats.files import load, to_json, write_atomically
 from simulator.units import format_bytes, format_seconds
@@ -13,8 +14,10 @@ from simulator.units import format_bytes, format_seconds
 
 def run(arguments: argparse.Namespace) -> int:
     allocation = load(arguments.allocation, Allocation)
+    if arguments.batches is not None or arguments.requests is not None:
+        return serve_batches(allocation, arguments)
     question = default_question(allocation, arguments.tokens, arguments.decode_tokens, arguments.candidate)
-    options = RunOptions(on=arguments.on, repeats=arguments.repeats, limit_s=arguments.time_limit)
+    options = options_of(arguments)
     with progress(f"run {question.candidate} plan, {question.tokens} tokens × {question.batch}") as update:
         done = execute(allocation, question, options, on_step=update)
     text = to_json(done.measurement)
@@ -25,6 +28,58 @@ def run(arguments: argparse.Namespace) -> int:
         show(done)
     say(f"wrote {arguments.output}")
     return 0
+
+
+def options_of(arguments: argparse.Namespace) -> RunOptions:
+    from executor.sampling import Sampling
+
+    drawn = Sampling(arguments.temperature, arguments.top_k, arguments.top_p, arguments.seed)
+    return RunOptions(
+        on=arguments.on,
+        repeats=arguments.repeats,
+        limit_s=arguments.time_limit,
+        weights=arguments.weights,
+        sampling=drawn,
+    )
+
+
+def serve_batches(allocation: Allocation, arguments: argparse.Namespace) -> int:
+    """``--batches``: every decision of the resource manager with its measured cost."""
+    batches = 8 if arguments.batches is None else arguments.batches
+    traffic = Traffic(batches, arguments.decode_tokens, arguments.requests, arguments.seed)
+    with progress(f"serve {batches} batches by the {arguments.candidate} plan") as update:
+        done = serve(allocation, traffic, options_of(arguments), candidate=arguments.candidate, on_batch=update)
+    text = to_json(done.log)
+    write_atomically(arguments.output, text)
+    if arguments.json:
+        print(text, end="")
+    else:
+        show_served(done)
+    say(f"wrote {arguments.output}")
+    return 0
+
+
+def show_served(done: Served) -> None:
+    """One row a batch: what it asked for, what it got, what the change and the steps cost."""
+    rows = []
+    for batch in done.log.batches:
+        tpot_s, wanted = batch.tpot_s, batch.wanted_gpus
+        rows.append(
+            (
+                str(batch.number),
+                ", ".join(str(length) for length in sorted(batch.lengths, reverse=True)),
+                f"{batch.prefill_placement} · {batch.decode_placement}",
+                f"{batch.prefill_pool_gpus} of {wanted[0]} · {batch.decode_pool_gpus} of {wanted[1]}",
+                format_seconds(batch.switch_s),
+                format_seconds(batch.ttft_s),
+                "–" if tpot_s is None else format_seconds(tpot_s),
+            )
+        )
+    columns = ("batch", "prompt tokens", "prefill · decode", "pool: got of wanted", "switch", "TTFT", "TPOT")
+    to_terminal(table(f"Served; every group made and used in {format_seconds(done.log.warm_s)}", columns, rows))
+    if done.matching_tokens is not None:
+        total = sum(len(tokens) for batch in done.log.batches for tokens in batch.generated)
+        to_terminal(f"{done.matching_tokens} of {total} generated tokens equal the one-device reference's")
 
 
 def show(done: Executed) -> None:
