@@ -14,15 +14,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
 from typing import TypeVar
 
 import numpy as np
 
 from planner.problem import Problem
+from planner.processes import process_pool
 from planner.systems import CHOSEN, FAMILIES, Found, System, build, names, search_bucket
 from simulator.errors import InfeasibleError
 from simulator.formats.trace import Request
@@ -214,7 +213,7 @@ class _Workers:
     def __init__(self, options: Options, num_jobs: int, on_done: OnDone | None) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         count = min(options.workers or cores, MOST_WORKERS)
-        self.pool = ProcessPoolExecutor(count, mp_context=get_context("spawn")) if count > 1 else None
+        self.pool = process_pool(count, start="spawn") if count > 1 else None
         self.on_done, self.num_jobs, self.num_done = on_done, num_jobs, 0
 
     def __enter__(self) -> _Workers:

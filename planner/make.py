@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
-from multiprocessing import get_context
 
 from planner.evaluate import Evaluated, doubt_of, lacking, memory_of, metrics_of, step_interval, try_evaluate
 from planner.exploring.critical_path import difference
 from planner.problem import Problem, load_problem
+from planner.processes import process_pool
 from planner.rivals import baselines, rule_placement
 from planner.search import Race, Rival, race, try_pools
 from planner.space import Question
@@ -58,7 +57,7 @@ def make_problem(problem: Problem, *, limit: int | None = None, workers: int = 1
     plan = partial(plan_bucket, replace(problem), limit=limit)  # a copy: what a problem keeps cannot all be sent
     buckets = sorted(problem.workload.buckets, key=lambda bucket: -bucket.tokens)  # the longest job first
     if workers > 1 and len(buckets) > 1:
-        with ProcessPoolExecutor(min(workers, len(buckets)), mp_context=get_context("fork")) as pool:
+        with process_pool(min(workers, len(buckets)), start="fork") as pool:
             planned = list(pool.map(plan, buckets))
     else:
         planned = [plan(bucket) for bucket in buckets]

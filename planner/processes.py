@@ -1,0 +1,34 @@
+"""Processes: pools whose workers end when the process that asked for them does, however it ends.
+
+A pool's workers wait on a pipe that their siblings hold open too, so when their parent is killed (a page's stop button,
+a time limit) nothing tells them: each asks now and then who its parent is.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from threading import Thread
+from typing import Literal
+
+LOOK_EVERY_S = 0.5
+
+
+def process_pool(count: int, *, start: Literal["fork", "spawn"]) -> ProcessPoolExecutor:
+    """``count`` workers, each gone within LOOK_EVERY_S of this process."""
+    return ProcessPoolExecutor(
+        count, mp_context=get_context(start), initializer=end_with_parent, initargs=(os.getpid(),)
+    )
+
+
+def end_with_parent(parent: int) -> None:
+    """Watch, from a thread of this worker, that ``parent`` (a process id) is still its parent."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_EVERY_S)
+        os._exit(1)
+
+    Thread(target=watch, name="end with parent", daemon=True).start()
