@@ -7,7 +7,8 @@ from typing import Any
 
 import altair as alt
 
-from app.style import PART_COLOURS, RIVAL_COLOURS
+from app.style import PART_COLOURS, RIVAL_COLOURS, SLOT_COLOURS
+from simulator.units import format_seconds
 
 Rows = Sequence[dict[str, Any]]
 Drawn = Any
@@ -41,17 +42,25 @@ def rivals(rows: Rows) -> Drawn:
 def breakdown(rows: Rows) -> Drawn:
     """``plan``, ``part``, ``ms``, ``order``: stacked parts that sum to the step."""
     scale = alt.Scale(domain=list(PART_COLOURS), range=list(PART_COLOURS.values()))
-    return (
-        alt.Chart(data(rows), height=56 * len({row["plan"] for row in rows}) + 60)
+    plans = list(dict.fromkeys(row["plan"] for row in rows))
+    y = alt.Y("plan:N", title=None, axis=alt.Axis(labelLimit=180, labelOverlap=False))
+    bars = (
+        alt.Chart(data(rows))
         .mark_bar()
         .encode(
-            x=alt.X("ms:Q", title="step time, ms (mean over ranks)", stack="zero"),
-            y=alt.Y("plan:N", title=None, axis=alt.Axis(labelLimit=180, labelOverlap=False)),
+            x=alt.X("ms:Q", title="step time, ms (mean over ranks)", stack="zero", axis=alt.Axis(tickCount=8)),
+            y=y,
             color=alt.Color("part:N", scale=scale, legend=None),
             order=alt.Order("order:Q"),
             tooltip=["plan:N", "part:N", alt.Tooltip("ms:Q", format=".4f")],
         )
     )
+    sums = [{"plan": plan, "total": sum(row["ms"] for row in rows if row["plan"] == plan)} for plan in plans]
+    totals = [{**row, "shown": f"= {format_seconds(row['total'] / MS)}"} for row in sums]
+    ends = (
+        alt.Chart(data(totals)).mark_text(align="left", dx=6, color="#8d99ae").encode(x="total:Q", y=y, text="shown:N")
+    )
+    return alt.layer(bars, ends).properties(height=56 * len(plans) + 60)
 
 
 def pareto(rows: Rows) -> Drawn:
@@ -59,7 +68,11 @@ def pareto(rows: Rows) -> Drawn:
     base = alt.Chart(data(rows)).encode(
         x=alt.X("gpus:Q", title="GPUs", axis=alt.Axis(tickMinStep=1)),
         y=alt.Y("ms:Q", title="step time, ms", scale=alt.Scale(zero=False)),
-        color=alt.Color("plan:N", legend=alt.Legend(orient="top", title=None)),
+        color=alt.Color(
+            "plan:N",
+            legend=alt.Legend(orient="top", title=None),
+            scale=alt.Scale(domain=list(SLOT_COLOURS), range=list(SLOT_COLOURS.values())),
+        ),
     )
     points = base.mark_point(filled=True, size=90).encode(tooltip=["plan:N", "name:N", "gpus:Q", "ms:Q"])
     return alt.layer(base.mark_line(interpolate="step-after", opacity=0.5), points).properties(height=300)

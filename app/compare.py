@@ -7,8 +7,9 @@ from typing import Any, cast
 import streamlit as st
 
 from app import charts, style
-from app.inputs import choose, note, preset_words, write
+from app.inputs import choose, note, write
 from app.planning import allocation_json, parsed
+from app.question import preset_words
 from app.tables import plain, span
 from planner.execution import read_inputs
 from simulator.allocation import Allocation, Choice

@@ -44,8 +44,9 @@ def show() -> None:
     if not shown:
         st.info("No statement matches: widen the filters.", icon=":material/filter_alt_off:")
         return
-    st.caption(f"{len(shown)} of {len(every)} statements. Choose a row to read it in full.")
+    st.caption(f"{len(shown)} of {len(every)} statements. Choose a row, or its number below, to read it in full.")
     _table(shown)
+    _one(shown)
 
 
 @st.cache_resource(show_spinner=False)
@@ -78,8 +79,18 @@ def _table(shown: list[Statement]) -> None:
         table, hide_index=True, width="stretch", height=430, on_select="rerun", selection_mode="single-row",
         column_config=widths, key="statements",
     )  # fmt: skip
-    picked = [index for index in event["selection"]["rows"] if index < len(shown)]
-    row = shown[picked[0]] if picked else shown[0]
+    picked = [shown[index].id for index in event["selection"]["rows"] if index < len(shown)]
+    if picked and picked[0] != st.session_state.get("picked"):
+        st.session_state["statement"] = picked[0]
+    st.session_state["picked"] = picked[0] if picked else None
+
+
+def _one(shown: list[Statement]) -> None:
+    """A statement in full; its number is in the address."""
+    by_id = {row.id: row for row in shown}
+    if st.session_state.get("statement") not in (None, *by_id):
+        del st.session_state["statement"]
+    row = by_id[choose("statement", "Statement", tuple(by_id), next(iter(by_id)))]
     with st.container(border=True):
         st.markdown(f"**{row.id}** · {row.document} · {MARKS[row.verdict]} {row.verdict} · {row.tag}")
         for name, text in (

@@ -1,13 +1,15 @@
 """Grid: the what-if slices of one question: read from ``app/grids`` where they were made before from the same inputs,
 simulated where not, and kept for the life of the process.
 
-    python -m app.grid      makes the shipped grids again (the documents' scenario; a few minutes)
+    python -m app.grid      makes the shipped grids again (the documents' scenarios; some ten minutes)
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,10 +23,12 @@ from simulator.formats.files import write_atomically
 from simulator.workload import Phase
 
 FOLDER = Path(__file__).parent / "grids"
-SHIPPED = ("fa-pool",)
+SHIPPED = ("fa-pool", "ma-separation", "two-level")
 DIGITS = 5
 
 Slices = dict[int, Slice]
+Rows = dict[tuple[int, int], Slice]
+"""One length of one batch, by (batch, tokens): what is done of a grid that was stopped."""
 
 
 def key_of(where: Where) -> str:
@@ -58,11 +62,33 @@ def neighbours(batch: int) -> tuple[int, ...]:
     return (low,) if low == high else (low, high)
 
 
-def complete(where: Where, have: Slices, batch: int, progress: Progress) -> None:
-    """Simulate into ``have`` what a surface at ``batch`` lacks."""
-    for number in neighbours(batch):
-        if number not in have:
-            have[number] = make_slice(where, number, progress)
+def missing(have: Slices, batch: int) -> tuple[int, ...]:
+    """The batches that a surface at ``batch`` lacks."""
+    return tuple(number for number in neighbours(batch) if number not in have)
+
+
+def complete(where: Where, have: Slices, rows: Rows, batch: int, progress: Progress) -> None:
+    """Simulate into ``have`` what a surface at ``batch`` lacks, a length at a time. ``progress`` may raise to stop;
+    lengths that were done stay in ``rows``."""
+    lacking = missing(have, batch)
+    cells, width = len(lacking) * len(where.lengths) * len(where.pools), len(where.pools)
+    for turn, number in enumerate(lacking):
+        for row, tokens in enumerate(where.lengths):
+            before = (turn * len(where.lengths) + row) * width
+            progress(before, cells)
+            if (number, tokens) not in rows:
+                rows[number, tokens] = make_slice(
+                    replace(where, lengths=(tokens,)), number, partial(_onwards, progress, before, cells)
+                )
+        done = [rows.pop((number, tokens)) for tokens in where.lengths]
+        have[number] = Slice(
+            number, np.concatenate([one.seconds for one in done]), np.concatenate([one.free_bytes for one in done])
+        )
+
+
+def _onwards(progress: Progress, before: int, cells: int, done: int, _total: int) -> None:
+    """Progress of a row as progress of the whole."""
+    progress(before + done, cells)
 
 
 def save(name: str, where: Where, slices: Slices) -> Path:

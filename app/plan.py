@@ -7,8 +7,9 @@ import shlex
 import streamlit as st
 
 from app import charts, style, tables
-from app.inputs import canonical_command, choose, question_words
+from app.inputs import choose
 from app.planning import allocation_json, parsed
+from app.question import canonical_command, question_words
 from planner.commands.make import threshold_lines
 from planner.explain import explain
 from simulator.allocation import Allocation, Choice
@@ -21,7 +22,7 @@ def show() -> None:
         "The best placement of attention and feed-forward for every phase and prompt length: when a pool pays, "
         "with how many GPUs, and who holds which heads."
     )
-    words = tuple(question_words())
+    words = question_words()
     command = canonical_command(words)
     st.markdown("**The same on the command line**")
     st.code(command, language=None, wrap_lines=True)

@@ -3,6 +3,7 @@ the command, byte for byte."""
 
 from __future__ import annotations
 
+import os
 import shlex
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from pathlib import Path
 
 import streamlit as st
 
-from app.inputs import canonical_command
+from app.nearby import stamp
+from app.question import canonical_command
 from simulator.allocation import Allocation
 from simulator.errors import SpecError
 from simulator.formats.files import load
 
-KEPT: OrderedDict[str, str] = OrderedDict()
-"""JSON by command, for the life of the process; the oldest go first."""
+KEPT: OrderedDict[tuple[object, ...], str] = OrderedDict()
+"""JSON by command and age of its files, for the life of the process; the oldest go first."""
 MOST_KEPT = 64
 POLL_S = 0.1
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,8 +35,9 @@ def run_plan(command: str, tick: Tick) -> str:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "allocation.json"
         line = [sys.executable, "-m", "planner.cli", *words[1:], "-o", str(target)]
-        environment = {"cwd": ROOT, "stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-        with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, **environment) as child:  # type: ignore[call-overload]
+        found = os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", "")))
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "env": {**os.environ, "PYTHONPATH": found}}
+        with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, **quiet) as child:  # type: ignore[call-overload]
             try:
                 begun = time.monotonic()
                 while child.poll() is None:
@@ -57,9 +60,10 @@ def _last_line(said: str) -> str:
 def allocation_json(words: tuple[str, ...]) -> str | None:
     """The plan's JSON: kept, or made now behind a progress line; None while stopped by the user."""
     command = canonical_command(words)
-    if command in KEPT:
-        KEPT.move_to_end(command)
-        return KEPT[command]
+    key = command, stamp(words)
+    if key in KEPT:
+        KEPT.move_to_end(key)
+        return KEPT[key]
     stopped = f"stopped.{command}"
     if st.session_state.get(stopped):
         st.info("Planning was stopped.", icon=":material/stop_circle:")
@@ -72,7 +76,7 @@ def allocation_json(words: tuple[str, ...]) -> str | None:
         st.button("Stop", key=f"stop.{command}", icon=":material/stop:", on_click=_stop, args=(stopped,))
         text = run_plan(command, lambda seconds: _tick(bar, seconds))
     place.empty()
-    KEPT[command] = text
+    KEPT[key] = text
     while len(KEPT) > MOST_KEPT:
         KEPT.popitem(last=False)
     return text

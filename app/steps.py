@@ -7,11 +7,12 @@ from typing import cast
 
 import streamlit as st
 
-from app.inputs import choose, problem_of, slide
+from app.inputs import choose, slide
+from app.nearby import stamp
+from app.question import Words, problem_of, step_parts, step_words
 from planner.evaluate import Evaluated, memory_of, tag_of
 from planner.exploring.whatif import LENGTHS, Where, canonical, default_base, program_of
 from planner.rivals import rule_placement
-from simulator import presets
 from simulator.allocation import RankBytes
 from simulator.errors import InfeasibleError
 from simulator.placement import Placement
@@ -25,6 +26,18 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """A step as the page asks for it; ``words``: its model, cluster and profile."""
+
+    words: Words
+    phase: Phase
+    tokens: int
+    batch: int
+    pool: int
+    scheme: str
+
+
+@dataclass(frozen=True)
 class Simulated:
     """A step with everything the pages draw."""
 
@@ -35,14 +48,15 @@ class Simulated:
     tag: Tag
 
 
-def choose_step() -> tuple[str, Phase, int, int, int, str]:
-    """(scenario, phase, tokens, batch, pool, scheme) from widgets."""
+def choose_step() -> Chosen:
+    """What the widgets say."""
     first = st.columns(3)
     with first[0]:
-        scenario = choose("scenario", "Scenario", presets.names("scenarios"), "fa-pool")
+        words = step_words()
+    words = step_parts(words)
     with first[1]:
         phase = cast(Phase, choose("phase", "Phase", ("prefill", "decode"), "prefill"))
-    problem = problem_of((scenario,))
+    problem = problem_of(words)
     where = Where(problem, phase, default_base(problem))
     second = st.columns(3)
     with second[0]:
@@ -50,27 +64,42 @@ def choose_step() -> tuple[str, Phase, int, int, int, str]:
     with second[1]:
         batch = slide("batch", "Sequences a step", BATCHES, 1 if phase == "prefill" else 32)
     with second[2]:
-        pool = slide("pool", "Pool GPUs", where.pools, where.pools[len(where.pools) // 2])
+        pool = _pool(where)
     names = (*canonical(where, where.question(tokens, batch, pool)), RULE)
     preferred = next((name for name in ("FA Pool", "MA Separation") if name in names), names[0])
     with first[2]:
         scheme = choose("scheme", "Scheme", names, preferred)
-    return scenario, phase, tokens, batch, pool, scheme
+    return Chosen(words, phase, tokens, batch, pool, scheme)
+
+
+def _pool(where: Where) -> int:
+    """A slider where there is something to slide."""
+    if len(where.pools) > 1:
+        return slide("pool", "Pool GPUs", where.pools, where.pools[len(where.pools) // 2])
+    st.caption("Pool GPUs: none beside the base")
+    return 0
 
 
 @st.cache_resource(max_entries=12, show_spinner="Simulating this step …")
-def simulated(scenario: str, phase: Phase, tokens: int, batch: int, pool: int, scheme: str) -> Simulated:
-    """Lowered and simulated once, link loads recorded."""
-    problem = problem_of((scenario,))
-    where = Where(problem, phase, default_base(problem))
-    question = where.question(tokens, batch, pool)
-    placement = rule_of(where, tokens, batch) if scheme == RULE else canonical(where, question)[scheme]
+def simulated(chosen: Chosen, changed: tuple[int, ...]) -> Simulated:
+    """Lowered and simulated once, link loads recorded; again when ``changed``, the age of its files, does."""
+    problem = problem_of(chosen.words)
+    where = Where(problem, chosen.phase, default_base(problem))
+    question = where.question(chosen.tokens, chosen.batch, chosen.pool)
+    if chosen.scheme == RULE:
+        placement = rule_of(where, chosen.tokens, chosen.batch)
+    else:
+        placement = canonical(where, question)[chosen.scheme]
     program = program_of(problem, question, placement)
     timeline = simulate(program, problem.cluster, problem.profiles, record_load=True)
     found = Evaluated(
         placement, program, timeline, len(placement.ranks), len(placement.pool_ranks), timeline.duration_s
     )
     return Simulated(where, placement, timeline, memory_of(problem, [program]), tag_of(problem, found))
+
+
+def step_of(chosen: Chosen) -> Simulated:
+    return simulated(chosen, stamp(chosen.words))
 
 
 def rule_of(where: Where, tokens: int, batch: int) -> Placement:

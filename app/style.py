@@ -30,6 +30,7 @@ RIVAL_COLOURS = {
     "documents' rule": "#d1495b",
     "baseline": "#8d99ae",
 }
+SLOT_COLOURS = {"A": "#3f8fd2", "B": "#d1495b", "C": "#2a9d6f"}
 KIND_COLOURS = {
     "gemm": "#3f8fd2",
     "attention": "#d1495b",
@@ -46,8 +47,8 @@ CSS = """
 .ap-stats small {opacity: .8; font-size: .8rem; line-height: 1.2; display: block}
 .ap-stats b {font-size: 1.45rem; font-weight: 500; font-variant-numeric: tabular-nums}
 .ap-axis {font-size: .8rem; opacity: .75; margin: .1rem 0}
-.ap-right {text-align: right; max-width: 64rem}
-.ap-map {display: grid; gap: 2px; max-width: 64rem}
+.ap-right {text-align: right}
+.ap-map {display: grid; gap: 2px}
 .ap-map, .ap-tornado {font-variant-numeric: tabular-nums}
 .ap-rowlabel {display: flex; align-items: center; justify-content: flex-end; padding-right: .4rem; font-size: .85rem}
 .ap-collabel {text-align: center; font-size: .85rem; align-self: start}
@@ -55,7 +56,9 @@ CSS = """
   background: color-mix(in srgb, var(--c) 34%, transparent); border: 1px solid var(--c); line-height: 1.15;
   font-size: .88rem; overflow: hidden}
 .ap-cell b {font-weight: 600}
-.ap-cell b, .ap-cell small {position: relative; z-index: 2}
+.ap-cell b, .ap-cell small {position: relative; z-index: 2; padding: 0 .3rem; border-radius: 3px;
+  background: color-mix(in srgb, var(--c, gray) 34%, Canvas)}
+.ap-hatched small {background: Canvas}
 .ap-cell small {font-size: .74rem; opacity: .85; text-align: center}
 .ap-hatched {border: 1px solid rgba(128,128,128,.5);
   background: repeating-linear-gradient(45deg, rgba(128,128,128,.35) 0 2px, transparent 2px 9px)}
@@ -64,7 +67,7 @@ CSS = """
 .ap-band {position: absolute; left: 0; right: 0; background: currentColor; opacity: .13}
 .ap-line {position: absolute; left: 0; right: 0; border-top: 3px dashed currentColor}
 .ap-tornado {display: grid; grid-template-columns: minmax(6.5rem, 15rem) 1fr; gap: .2rem .6rem; font-size: .82rem;
-  max-width: 64rem; align-items: center}
+  align-items: center}
 .ap-now {text-align: center; font-weight: 600}
 .ap-factor {text-align: right; line-height: 1.15}
 .ap-bars {position: relative; height: 1.7rem}

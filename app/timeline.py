@@ -5,8 +5,8 @@ from __future__ import annotations
 import streamlit as st
 
 from app import charts, style
-from app.inputs import choose
-from app.steps import Simulated, choose_step, role_of, simulated
+from app.inputs import choose, choose_many
+from app.steps import Simulated, choose_step, role_of, step_of
 from app.style import KIND_COLOURS
 from app.tables import plain
 from planner.exploring.critical_path import kind_of
@@ -25,10 +25,10 @@ def show() -> None:
         "One simulated step, operation by operation. Drag to pan, turn the wheel to zoom, point at a bar to name it."
     )
     chosen = choose_step()
-    found = simulated(*chosen)
+    found = step_of(chosen)
     _metrics(found)
     _chart(found)
-    name = f"{found.placement.name}-{chosen[1]}-{chosen[2]}x{chosen[3]}.trace.json"
+    name = f"{found.placement.name}-{chosen.phase}-{chosen.tokens}x{chosen.batch}.trace.json"
     st.download_button(
         "Download for Perfetto",
         lambda: chrome_trace(found.timeline, found.where.problem.cluster).encode(),
@@ -72,7 +72,7 @@ def _chart(found: Simulated) -> None:
     with left:
         layer = choose("layer", "Layer", layers, "all")
     with right:
-        ranks = st.multiselect("Ranks", found.timeline.ranks, default=_few(found), key=f"ranks.{found.placement.name}")
+        ranks = choose_many("ranks", "Ranks", found.timeline.ranks, _few(found), found.placement.name)
     rows, lanes = _bars(found, ranks, layer)
     if not rows:
         st.info("Nothing to draw: pick at least one rank.", icon=":material/view_timeline:")

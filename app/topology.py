@@ -1,21 +1,51 @@
-"""Topology: nodes, GPUs by role with the heads and experts they hold, links with their load; click a GPU for detail."""
+"""Topology: the cluster drawn: racks, nodes, GPUs by role with the heads and experts they hold, links with their load;
+click a GPU (or Tab to it and press Enter) for detail."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import altair as alt
 import streamlit as st
 
-from app import charts, style
+from app import style
+from app.diagram import Tile, diagram
 from app.inputs import choose
-from app.steps import Simulated, choose_step, role_of, simulated
+from app.steps import Simulated, choose_step, role_of, step_of
 from simulator.cluster import Cluster
 from simulator.placement import Placement, Stage
 from simulator.simulation.timeline import link_utilisation, rank_times
 from simulator.units import GB, format_bytes, format_seconds
 
 MOST_LINKS = 24
+CSS = """
+.scroll {overflow: auto; max-height: 58rem; color: var(--st-text-color); font-family: var(--st-font)}
+.net {width: 100%; min-width: 900px; display: block}
+.net text {fill: currentColor; font-variant-numeric: tabular-nums}
+.net .halo {paint-order: stroke; stroke: var(--st-background-color); stroke-width: 4px; stroke-linejoin: round}
+.net .rack {fill: none; stroke: currentColor; stroke-opacity: .3; stroke-dasharray: 4 4}
+.net .leaf, .net .inside, .net .nic {fill: var(--st-secondary-background-color); stroke: currentColor;
+  stroke-opacity: .35}
+.net .idle {fill: var(--st-background-color); stroke: currentColor; stroke-opacity: .25; stroke-dasharray: 2 3}
+.net .rail {fill: none; stroke: currentColor; stroke-opacity: .4; stroke-width: 1.5}
+.net .gpu {cursor: pointer; outline: none}
+.net .gpu text:first-of-type {font-weight: 700}
+.net .gpu rect {fill: color-mix(in srgb, var(--c) 32%, var(--st-background-color)); stroke: var(--c); stroke-width: 1.5}
+.net .gpu:hover rect {fill: color-mix(in srgb, var(--c) 55%, var(--st-background-color))}
+.net .gpu:focus-visible rect, .net .chosen rect {stroke: currentColor; stroke-width: 3.5}
+"""
+JS = """
+export default function ({data, parentElement, setTriggerValue}) {
+  const box = parentElement.querySelector('.scroll');
+  const at = [box.scrollLeft, box.scrollTop];
+  box.innerHTML = data;
+  [box.scrollLeft, box.scrollTop] = at;
+  for (const gpu of box.querySelectorAll('[data-rank]')) {
+    const choose = () => setTriggerValue('gpu', Number(gpu.dataset.rank));
+    gpu.onclick = choose;
+    gpu.onkeydown = (event) => {
+      if (event.key === 'Enter' || event.key === ' ') { event.preventDefault(); choose(); }
+    };
+  }
+}
+"""
 
 
 def show() -> None:
@@ -23,18 +53,24 @@ def show() -> None:
     st.caption(
         "Who does what, and how full every link is over the step. Click a GPU, or choose its number, for detail."
     )
-    found = simulated(*choose_step())
+    found = step_of(choose_step())
     loads = link_utilisation(found.timeline)
-    rows = gpu_rows(found, loads)
-    used = {str(row["role"]) for row in rows}
+    cluster = found.where.problem.cluster
+    rows = tiles(found)
+    used = {tile.role for tile in rows}
     st.html(style.legend({role: colour for role, colour in style.ROLE_COLOURS.items() if role in used}))
-    st.caption(fabric_sentence(found.where.problem.cluster))
-    event = st.altair_chart(_map(rows), width="stretch", on_select="rerun", selection_mode="gpu", key="map")
-    clicked = _clicked(event)
-    ranks = tuple(int(str(row["rank"])) for row in rows)
-    if clicked is not None and clicked != st.session_state.get("clicked"):
-        st.session_state["clicked"] = st.session_state["rank"] = clicked
+    st.caption(
+        f"{fabric_sentence(cluster)} ↑ out, ↓ in: bytes carried over capacity × step time. h: attention heads, "
+        f"E: experts, FF: shard of the feed-forward, q and kv: block of queries and of keys, L: layers. "
+        f"Step {format_seconds(found.timeline.duration_s)}, {found.placement.name}. Tag: {found.tag}."
+    )
+    ranks = tuple(tile.rank for tile in rows)
+    if st.session_state.get("rank") not in (None, *ranks):
+        del st.session_state["rank"]
+    picture = st.container()
     rank = choose("rank", "GPU", ranks, ranks[0])
+    with picture:
+        _mount(diagram(cluster, rows, loads, rank))
     left, right = st.columns(2, gap="large")
     with left:
         _detail(found, rank, loads)
@@ -42,30 +78,31 @@ def show() -> None:
         _busiest(found, loads)
 
 
-def gpu_rows(found: Simulated, loads: dict[str, float]) -> list[dict[str, Any]]:
+def _mount(svg: str) -> None:
+    """The drawing, and a click on it. Only our own, escaped markup goes in."""
+    component = st.components.v2.component(
+        "topology", html='<div class="scroll"></div>', css=CSS, js=JS, isolate_styles=True
+    )
+    component(data=svg, key="map", on_gpu_change=_clicked)
+
+
+def _clicked() -> None:
+    """A GPU of the drawing becomes the chosen one."""
+    clicked = st.session_state["map"].get("gpu")
+    if isinstance(clicked, int | float):
+        st.session_state["rank"] = int(clicked)
+
+
+def tiles(found: Simulated) -> list[Tile]:
     """A tile a GPU of the cluster."""
-    rows = []
-    for rank, (node, local, spec) in enumerate(found.where.problem.cluster.rank_nodes()):
-        nic = f"node {node} nic {local * spec.nics.count // spec.gpus}" if spec.nics is not None else ""
-        load = max(loads.get(f"{nic} out", 0.0), loads.get(f"{nic} in", 0.0))
-        rows.append(
-            {
-                "rank": rank,
-                "node": f"node {node}",
-                "local": local,
-                "role": role_of(found.placement, rank),
-                "holds": holds(found.placement, rank),
-                "nic load": load,
-                "nic": f"NIC {load:.0%}" if nic and load else "",
-                "share": brief(found.placement, rank),
-                "label": str(rank),
-            }
-        )
-    return rows
+    return [
+        Tile(rank, local, role_of(found.placement, rank), brief(found.placement, rank))
+        for rank, (_, local, _) in enumerate(found.where.problem.cluster.rank_nodes())
+    ]
 
 
 def holds(placement: Placement, rank: int) -> str:
-    """``heads 0–3 · block 2/4``: of the first stage that has the rank."""
+    """``heads 0–3, query block 2/4; feed-forward shard 1/8``: of the first stage that has the rank."""
     for stage in placement.stages:
         parts = [part for part in (_attends(stage, rank), _feeds(stage, rank)) if part]
         if parts:
@@ -74,14 +111,20 @@ def holds(placement: Placement, rank: int) -> str:
     return "nothing"
 
 
-def brief(placement: Placement, rank: int) -> str:
-    """What fits a tile: ``h0–3``, ``E4–7`` or ``FF 1/8``."""
-    words = holds(placement, rank).partition(": ")[2] or holds(placement, rank)
-    if words.startswith("heads "):
-        return "h" + words.removeprefix("heads ").split(",")[0].split(";")[0]
-    if words.startswith("experts "):
-        return "E" + words.removeprefix("experts ")
-    return "FF " + words.rpartition(" ")[2] if words.startswith("feed") else ""
+def brief(placement: Placement, rank: int) -> tuple[str, ...]:
+    """What fits a tile, at most two lines: ``h0–3 q2/4``, ``E4–7``, ``L0–1 FF 1/8``."""
+    for stage in placement.stages:
+        attends, feeds = _attends(stage, rank), _feeds(stage, rank)
+        if not attends and not feeds:
+            continue
+        for long, short in (
+            ("heads ", "h"), (", query block ", " q"), (", KV block ", " kv"), (", dim slice ", " d"),
+            ("experts ", "E"), ("feed-forward shard ", "FF "),
+        ):  # fmt: skip
+            attends, feeds = attends.replace(long, short), feeds.replace(long, short)
+        layers = f"L{stage.first_layer}–{stage.last_layer - 1} " if len(placement.stages) > 1 else ""
+        return tuple(part for part in (attends, layers + feeds if feeds else layers.strip()) if part)
+    return ()
 
 
 def fabric_sentence(cluster: Cluster) -> str:
@@ -118,45 +161,6 @@ def _feeds(stage: Stage, rank: int) -> str:
         first = sum(stage.experts[:index])
         return f"experts {first}–{first + stage.experts[index] - 1}"
     return f"feed-forward shard {index % stage.tensor_degree + 1}/{stage.tensor_degree}"
-
-
-def _map(rows: list[dict[str, Any]]) -> charts.Drawn:
-    """GPUs by node: number, what it holds, and the load of its NIC in the busier direction."""
-    nodes = list(dict.fromkeys(row["node"] for row in rows))
-    click = alt.selection_point(name="gpu", fields=["rank"], on="click", empty=False)
-    base = alt.Chart(charts.data(rows)).encode(
-        x=alt.X(
-            "local:O",
-            title="GPU in its node",
-            axis=alt.Axis(labelAngle=0, orient="bottom"),
-        ),
-        y=alt.Y("node:O", sort=nodes, title=None),
-        tooltip=["rank:Q", "role:N", "holds:N", alt.Tooltip("nic load:Q", format=".1%")],
-    )
-    roles = alt.Scale(domain=list(style.ROLE_COLOURS), range=list(style.ROLE_COLOURS.values()))
-    tiles = base.mark_rect(cornerRadius=5, cursor="pointer").encode(
-        color=alt.Color("role:N", scale=roles, legend=None),
-        opacity=alt.condition(alt.datum.role == "unused", alt.value(0.22), alt.value(0.8)),
-        stroke=alt.condition(click, alt.value("#111"), alt.value("#fff")),
-        strokeWidth=alt.condition(click, alt.value(3), alt.value(1)),
-    )
-    ink = alt.condition(alt.datum.role == "unused", alt.value("#808080"), alt.value("#fff"))
-    texts: tuple[tuple[str, float, float, Literal[400, 700]], ...] = (
-        ("label", -16, 14, 700),
-        ("share", 1, 10, 400),
-        ("nic", 15, 9.5, 400),
-    )
-    lines = [
-        base.mark_text(dy=dy, fontSize=size, fontWeight=weight).encode(text=f"{field}:N", color=ink)
-        for field, dy, size, weight in texts
-    ]
-    return alt.layer(tiles.add_params(click), *lines).properties(height=60 * len(nodes) + 50)
-
-
-def _clicked(event: Any) -> int | None:
-    """The rank of a clicked tile."""
-    chosen = getattr(event, "selection", {}).get("gpu") or []
-    return int(chosen[0]["rank"]) if chosen and "rank" in chosen[0] else None
 
 
 def _detail(found: Simulated, rank: int, loads: dict[str, float]) -> None:

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import streamlit as st
 
 from app import charts, style
 from app.inputs import choose, note
+from app.nearby import nearby
 from planner.overlay import overlay
 from planner.validation import OperationRow, Validation, validate
-from simulator.allocation import Allocation
+from simulator.allocation import Allocation, digest
 from simulator.errors import AttnplanError, SpecError
 from simulator.formats.files import load
 from simulator.measurement import Measurement
 from simulator.units import format_seconds
 
-FOLDERS = (".", "out")
-MOST_FILES, MOST_BYTES, MOST_STEPS = 40, 5 * 10**6, 4096
+MOST_STEPS = 4096
 NONE = "none"
 T = TypeVar("T", Allocation, Measurement)
 Loaded = tuple[str, str]
@@ -33,13 +34,14 @@ def show() -> None:
         "by kind of operation."
     )
     left, right = st.columns(2)
-    with left:
-        allocation = _file("allocation", "policy")
     with right:
-        measurement = _file("measurement", "steps")
+        measurement = _file("measurement", tuple(nearby("measurement")))
+    with left:
+        allocation = _file("allocation", _first(nearby("allocation"), measurement))
     if allocation is None or measurement is None:
         st.info(
-            "Give both files: upload them, or start `plan app` in the folder that holds them (or its `out`).",
+            "Give both files: upload what `plan make` and `plan run` wrote, or start `plan app` in the folder that "
+            "holds them (or its `out`).",
             icon=":material/upload_file:",
         )
         return
@@ -51,33 +53,37 @@ def show() -> None:
     _results(found)
 
 
-def _file(kind: str, mark: str) -> Loaded | None:
+def _first(paths: dict[str, Path], measurement: Loaded | None) -> tuple[str, ...]:
+    """The plan that the measurement is of comes first."""
+    wanted = re.search(r'"allocation":\s*"([0-9a-f]{64})"', measurement[1]) if measurement else None
+    if wanted is None:
+        return tuple(paths)
+    own = [name for name, path in paths.items() if _digest(str(path), path.stat().st_mtime_ns) == wanted[1]]
+    return tuple(dict.fromkeys((*own, *paths)))
+
+
+@st.cache_resource(max_entries=64, show_spinner=False)
+def _digest(path: str, changed: int) -> str:
+    """Empty where the file is no plan."""
+    try:
+        return digest(load(Path(path), Allocation))
+    except AttnplanError:
+        return ""
+
+
+def _file(kind: Literal["allocation", "measurement"], names: tuple[str, ...]) -> Loaded | None:
     """An upload, else a file picked from where the explorer was started."""
     uploaded = st.file_uploader(f"Upload {kind}.json", type=["json"], key=f"upload.{kind}")
-    nearby = found_nearby(mark)
-    names = (NONE, *sorted(nearby))
-    picked = choose(kind, f"or pick one ({len(nearby)} here)", names, names[1] if len(names) > 1 else NONE)
+    found = nearby(kind)
+    options = (NONE, *names)
+    picked = choose(kind, f"or pick one ({len(found)} here)", options, options[1] if names else NONE)
     if uploaded is not None:
         try:
             return uploaded.name, uploaded.getvalue().decode("utf-8")
         except UnicodeDecodeError:
             note(f"{uploaded.name}: not UTF-8 text; upload the JSON file that attnplan wrote")
             return None
-    return None if picked == NONE else (picked, nearby[picked].read_text(encoding="utf-8"))
-
-
-def found_nearby(mark: str) -> dict[str, Path]:
-    """JSON files that look like the kind wanted, by their path as typed."""
-    found = {}
-    for folder in FOLDERS:
-        for path in sorted(Path(folder).glob("*.json"))[:MOST_FILES]:
-            if (
-                path.is_file()
-                and path.stat().st_size <= MOST_BYTES
-                and f'"{mark}"' in path.read_text("utf-8", "ignore")
-            ):
-                found[str(path)] = path
-    return found
+    return None if picked == NONE else (picked, found[picked].read_text(encoding="utf-8"))
 
 
 @st.cache_resource(max_entries=8, show_spinner="Simulating the programs that ran …")

@@ -10,13 +10,14 @@ import streamlit as st
 
 from app import grid, style
 from app.heatmap import Axes, heat_map, table_rows, tokens_label
-from app.inputs import choose, problem_of, slide
+from app.inputs import choose, slide, switch
+from app.nearby import stamp
+from app.question import Words, problem_of, step_parts, step_words
 from app.tornado import tornado
 from planner.exploring.sensitivity import Sensitivity, sensitivities
 from planner.exploring.surface import BAND, Crossing, surface, thresholds
 from planner.exploring.whatif import LENGTHS, SCHEMES, Floats, Where, canonical, default_base, scaled
 from planner.problem import Problem
-from simulator import presets
 from simulator.units import GB, format_seconds
 from simulator.workload import Phase
 
@@ -25,6 +26,8 @@ BANDWIDTHS_GB_S = (6.25, 12.5, 25.0, 50.0, 100.0)
 ALL_BATCHES = (1, 2, 4, 8, 16, 32, 64)
 KEPT: dict[str, grid.Slices] = {}
 """Grids by what they depend on, for the life of the process."""
+UNDONE: dict[str, grid.Rows] = {}
+"""Their lengths that are done where the rest is not."""
 
 
 def show() -> None:
@@ -36,15 +39,16 @@ def show() -> None:
     )
     left, right = st.columns([3, 2])
     with left:
-        scenario = choose("scenario", "Scenario", presets.names("scenarios"), "fa-pool")
+        words = step_words()
     with right:
         phase = cast(Phase, choose("phase", "Phase", ("prefill", "decode"), "prefill"))
-    problem = problem_of((scenario,))
+    words = step_parts(words)
+    problem = problem_of(words)
     where = Where(problem, phase, default_base(problem))
     if len(where.pools) < 2:
-        st.info("This scenario has no GPUs beyond its base, so there is no pool to size.", icon=":material/info:")
+        st.info("This cluster has no GPUs beyond the base, so there is no pool to size.", icon=":material/info:")
         return
-    explorer(where, kept_key(where, scenario, phase))
+    explorer(where, kept_key(where, words, phase, stamp(words)))
 
 
 @st.fragment
@@ -60,6 +64,8 @@ def explorer(where: Where, key: str) -> None:
     with columns[2]:
         batch = slide("batch", "Sequences a step", ALL_BATCHES, _nearest(where))
     have = slices(where, key, batch)
+    if have is None:
+        return
     rate = nics * rate_gb_s / (num_nics * nic_gb_s)
     found = surface(have, batch, rate)
     crossings = thresholds(found, where.lengths, where.pools)
@@ -99,20 +105,35 @@ def _nearest(where: Where) -> int:
     return min(ALL_BATCHES, key=lambda batch: abs(batch - wanted))
 
 
-def slices(where: Where, key: str, batch: int) -> grid.Slices:
-    """The grid around a batch: shipped, or simulated now with progress; moving any widget stops it."""
+def slices(where: Where, key: str, batch: int) -> grid.Slices | None:
+    """The grid around a batch: shipped, or simulated now with progress; None while stopped. What was simulated before
+    a stop is kept."""
     if key not in KEPT:
         KEPT[key] = grid.shipped(where)
     have = KEPT[key]
-    if any(number not in have for number in grid.neighbours(batch)):
-        bar = st.progress(0.0, "Simulating every cell of the map once; any click stops it")
+    if not grid.missing(have, batch):
+        return have
+    stopped = f"stopped.{key}.{batch}"
+    if st.session_state.get(stopped):
+        st.info("Stopped; what was simulated is kept.", icon=":material/stop_circle:")
+        if not st.button("Go on", icon=":material/play_arrow:", key=f"again.{key}"):
+            return None
+        st.session_state[stopped] = False
+    place = st.empty()
+    with place.container():
+        bar = st.progress(0.0, "Simulating every cell of the map once …")
+        st.button("Stop", key=f"stop.{key}", icon=":material/stop:", on_click=_stop, args=(stopped,))
 
         def tick(done: int, total: int) -> None:
-            bar.progress(done / total, f"Simulated {done} of {total} cells")
+            bar.progress(done / total, f"Simulating every cell of the map once: {done} of {total}")
 
-        grid.complete(where, have, batch, tick)
-        bar.empty()
+        grid.complete(where, have, UNDONE.setdefault(key, {}), batch, tick)
+    place.empty()
     return have
+
+
+def _stop(key: str) -> None:
+    st.session_state[key] = True
 
 
 def _sentence(phase: Phase, crossings: tuple[Crossing, ...]) -> str:
@@ -151,7 +172,7 @@ def _schemes(values: Floats, batch: int, where: Where, cell: tuple[int, int]) ->
 
 
 @st.cache_resource(max_entries=64, show_spinner=False)
-def kept_key(_where: Where, scenario: str, phase: Phase) -> str:
+def kept_key(_where: Where, words: Words, phase: Phase, changed: tuple[int, ...]) -> str:
     """Hashing a profile takes longer than drawing the map."""
     return grid.key_of(_where)
 
@@ -168,7 +189,7 @@ def kept_sensitivities(
 
 def sensitivity(where: Where, key: str, scheme: str, cell: tuple[int, int, int], rate: float) -> None:
     """On request, as every bar is two simulations. ``cell``: (tokens, batch, pool)."""
-    if not st.toggle("What moves this cell (±20 % of each input, simulated)", key="tornado", bind="query-params"):
+    if not switch("tornado", "What moves this cell (±20 % of each input, simulated)"):
         return
     with st.spinner("Simulating 17 variants of this cell …"):
         now_s, rows = kept_sensitivities(where, key, scheme, cell, rate)

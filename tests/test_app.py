@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ import streamlit as st
 from streamlit.testing.v1 import AppTest
 
 from app import grid, planning, validate, whatif
-from app.inputs import canonical_command, preset_words
+from app.nearby import nearby
+from app.question import canonical_command, preset_words, problem_of
 from planner.cli import main as plan
 from planner.commands.app import ADDRESS, command
 from planner.exploring.surface import Surface, surface, thresholds
-from planner.exploring.whatif import BATCHES, LENGTHS, RATES, SCHEMES, Slice, Where
+from planner.exploring.whatif import BATCHES, LENGTHS, RATES, SCHEMES, Slice, Where, make_slice
 from planner.problem import load_problem
 from simulator import presets
 from simulator.errors import SpecError
@@ -152,6 +155,20 @@ def test_step_pages_draw_every_scheme_of_a_small_step(page: Callable[[], None]) 
         assert not test.exception
 
 
+def test_a_step_page_takes_another_model_and_cluster() -> None:
+    test = run(topology_page, model="mixtral-8x7b", cluster="dgx-a100-2", tokens="1024", scheme="MA Separation")
+    assert not test.exception
+    assert not notices(test)
+    assert "GPU 0" in " ".join(str(one.value) for one in test.markdown)
+
+
+def test_ranks_in_the_address_that_take_no_part_are_named_and_the_others_kept() -> None:
+    test = run(timeline_page, pool="8", tokens="1024", ranks=["3", "99"])
+    assert not test.exception
+    assert "ranks='99'" in notices(test).replace("\\", "")
+    assert test.multiselect[0].value == [3]
+
+
 def inputs(count: int) -> list[str]:
     """Random options of small questions."""
     generator = random.Random(7)
@@ -174,6 +191,40 @@ def test_the_command_on_the_page_writes_the_pages_json_byte_for_byte(text: str, 
     assert plan([*shlex.split(line)[1:], "-o", str(target), "--json"]) == 0
     assert target.read_text(encoding="utf-8") == shown
     assert planning.parsed(shown).command == line
+
+
+def test_files_of_the_folder_are_offered_by_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    for name, kind in (("tiny-dense", "models"), ("dgx-a100-2", "clusters"), ("local", "workloads")):
+        text = (presets.FOLDER / kind / f"{name}.yaml").read_text(encoding="utf-8")
+        (tmp_path / f"my-{kind}.yaml").write_text(text, encoding="utf-8")
+    (tmp_path / "out" / "notes.json").write_text('{"steps of mine": 1}', encoding="utf-8")
+    assert list(nearby("model")) == ["my-models.yaml"]
+    assert list(nearby("cluster")) == ["my-clusters.yaml"]
+    assert list(nearby("workload")) == ["my-workloads.yaml"]
+    assert not nearby("measurement")
+    words = preset_words("fa-pool --cluster my-clusters.yaml --model my-models.yaml --max-gpus 2 --base-gpus 1")
+    assert problem_of(words).cluster.num_ranks == 16
+    with pytest.raises(SpecError, match="not known"):
+        preset_words("fa-pool --cluster ../my-clusters.yaml")
+
+
+def test_a_changed_file_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.yaml"
+    text = (presets.FOLDER / "clusters" / "dgx-a100-2.yaml").read_text(encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
+    words = ("fa-pool", "--cluster", "mine.yaml", "--max-gpus", "8", "--base-gpus", "8")
+    assert problem_of(words).cluster.num_ranks == 16
+    path.write_text(text.replace("count: 2", "count: 3"), encoding="utf-8")
+    os.utime(path, ns=(1, 1))
+    assert problem_of(words).cluster.num_ranks == 24
+
+
+def test_a_scenario_without_its_profile_says_how_to_make_one() -> None:
+    with pytest.raises(SpecError, match="plan calibrate"):
+        canonical_command(("local",))
 
 
 def test_planning_stops_when_its_page_does() -> None:
@@ -255,6 +306,30 @@ def test_a_pool_that_never_wins_has_no_threshold(where: Where) -> None:
     seconds[:, 0, 0], seconds[:, 1:, SCHEMES.index("FA Pool")] = 1.0, 2.0
     found = thresholds(Surface(seconds, ~np.isnan(seconds)), LENGTHS, where.pools)
     assert all(crossing.tokens is None for crossing in found)
+
+
+def test_a_grid_that_was_stopped_goes_on_where_it_was(where: Where) -> None:
+    class StoppedError(Exception):
+        pass
+
+    small = replace(where, lengths=LENGTHS[:2], problem=load_problem(presets.scenario("two-level")), base_gpus=4)
+    have: dict[int, Slice] = {}
+    rows: grid.Rows = {}
+
+    def stop(done: int, total: int) -> None:
+        if done == len(small.pools) + 1:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        grid.complete(small, have, rows, 1, stop)
+    assert list(rows) == [(1, LENGTHS[0])]
+    seen: list[tuple[int, int]] = []
+    grid.complete(small, have, rows, 1, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (2 * len(small.pools), 2 * len(small.pools))
+    assert not rows
+    whole = make_slice(small, 1)
+    assert np.array_equal(have[1].seconds, whole.seconds, equal_nan=True)
+    assert np.array_equal(have[1].free_bytes, whole.free_bytes, equal_nan=True)
 
 
 def test_shipped_grids_agree_with_a_fresh_simulation(where: Where) -> None:
