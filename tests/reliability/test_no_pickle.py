@@ -1,7 +1,8 @@
 """No file, frame or page can make this project run code: a gate over every module's syntax tree.
 
 What unpickles, evaluates or hands text to a shell is listed with the reason why what it reads is our own; anything else
-fails here. The list names file and call, so that it cannot grow in silence; an entry no longer needed fails too.
+fails here. The list names folder or file and call, so that it cannot grow in silence; an entry no longer needed fails
+too.
 """
 
 from __future__ import annotations
@@ -23,8 +24,7 @@ UNPICKLING = frozenset({"read_pickle", "to_pickle", "gather_object", "all_gather
                         "scatter_object_list", "send_object_list", "recv_object_list", "Pipe", "Listener", "Client",
                         "Manager", "ProcessPoolExecutor", "Pool"})  # fmt: skip
 ALLOWED = {
-    ("planner/make.py", "ProcessPoolExecutor"): "forked children of this process, over pipes nobody else has",
-    ("planner/compare.py", "ProcessPoolExecutor"): "forked children of this process, over pipes nobody else has",
+    ("planner/", "ProcessPoolExecutor"): "forked children of this process, over pipes nobody else has",
     ("executor/runner.py", "all_gather_object"): "between the ranks of one torchrun job, over the job's own group",
 }
 
@@ -85,9 +85,11 @@ def test_no_module_unpickles_evaluates_or_calls_a_shell() -> None:
         for path in paths
         for what, line in findings(path, path.read_text(encoding="utf-8"))
     }
-    unexpected = [f"{file}:{found[file, what]}: {what}" for file, what in found if (file, what) not in ALLOWED]
+    reasons = {one: [key for key in ALLOWED if one[0].startswith(key[0]) and one[1] == key[1]] for one in found}
+    unexpected = [f"{file}:{found[file, what]}: {what}" for (file, what), keys in reasons.items() if not keys]
     assert not unexpected, unexpected
-    assert not set(ALLOWED) - set(found), "no longer there; take it off the list"
+    used = {key for keys in reasons.values() for key in keys}
+    assert not set(ALLOWED) - used, "no longer there; take it off the list"
     record("no pickle", modules=len(paths), allowed_with_reason=len(ALLOWED), findings=0)
 
 
