@@ -15,6 +15,9 @@ from torch.nn import functional
 
 from simulator.program import Combine, Dispatch, Experts, Route
 
+GROUPED_MM_MULTIPLE = 8  # elements: rows of both matrices start at 16 bytes, which the CUDA kernel asks for in bf16
+MAX_SPARE_ROWS = 8192  # of a ragged buffer: a decode step's
+
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
@@ -48,39 +51,47 @@ def slots_of(experts: Tensor, num_experts: int) -> Tensor:
     """[T, k] → each pair's place among its expert's pairs, first choices of all tokens before second ones."""
     flat = experts.t().reshape(-1)
     order = torch.argsort(flat, stable=True)
-    counts = torch.bincount(flat, minlength=num_experts)
+    counts = counts_of(flat, num_experts)
     starts = counts.cumsum(0) - counts
     places = torch.empty_like(flat)
     places[order] = torch.arange(len(flat), device=flat.device) - starts[flat[order]]
     return places.view(experts.shape[1], experts.shape[0]).t()
 
 
+def counts_of(experts: Tensor, num_experts: int) -> Tensor:
+    """How often each expert occurs; ``bincount`` would make the host wait for a GPU."""
+    counts = torch.zeros(num_experts, dtype=torch.int64, device=experts.device)
+    return counts.scatter_add_(0, experts, torch.ones_like(experts))
+
+
 def dispatch(operation: Dispatch, x: Tensor, assignment: Assignment) -> Tensor | Ragged:
     """Rows sorted by expert: [held·capacity, hidden] with empty slots zero, or ragged."""
     held = operation.experts[1] - operation.experts[0]
     if operation.capacity is None:
-        tokens, rows, counts = _ragged_places(operation.experts, assignment)
-        gathered = torch.empty((len(rows), x.shape[1]), dtype=x.dtype, device=x.device)
-        gathered[rows] = x[tokens]
-        return Ragged(gathered, counts)
-    slots = torch.zeros((held * operation.capacity, x.shape[1]), dtype=x.dtype, device=x.device)
-    tokens, _, rows = _slot_places(operation.experts, operation.capacity, assignment)
-    slots[rows] = x[tokens]
-    return slots
+        kept, places, counts = _ragged_places(operation.experts, assignment)
+        num_rows = _num_rows(operation, counts)
+        tokens = _tokens_by_row(kept, places, num_rows)
+        return Ragged(x[tokens.clamp_(max=x.shape[0] - 1)], counts)
+    kept, places = _slot_places(operation.experts, operation.capacity, assignment)
+    tokens = _tokens_by_row(kept, places, held * operation.capacity)
+    empty = tokens == x.shape[0]
+    return x[tokens.clamp(max=x.shape[0] - 1)].masked_fill_(empty.unsqueeze(-1), 0)
 
 
 def combine(operation: Combine, rows: Tensor | Ragged, assignment: Assignment) -> Tensor:
-    """Gate-weighted sum over each token's rows at the held experts: [T, hidden]."""
+    """Gate-weighted sum over each token's rows at the held experts: [T, hidden]; choice by choice, in fp32."""
     if isinstance(rows, Ragged):
-        tokens, places, _ = _ragged_places(operation.experts, assignment)
-        held = _is_held(assignment, operation.experts)
-        gates, values = assignment.gates[held], rows.rows[places]
+        kept, places, _ = _ragged_places(operation.experts, assignment)
+        values = rows.rows
     else:
         assert operation.capacity is not None
-        tokens, choices, places = _slot_places(operation.experts, operation.capacity, assignment)
-        gates, values = assignment.gates[tokens, choices], rows[places]
+        kept, places = _slot_places(operation.experts, operation.capacity, assignment)
+        values = rows
     total = torch.zeros((operation.num_tokens, operation.hidden), dtype=torch.float32, device=values.device)
-    total.index_add_(0, tokens, values * gates.unsqueeze(-1))
+    if values.shape[0]:
+        for choice in range(operation.top_k):
+            chosen = values[torch.where(kept[:, choice], places[:, choice], 0)] * assignment.gates[:, choice, None]
+            total += chosen.masked_fill_(~kept[:, choice, None], 0)
     return total.to(values.dtype)
 
 
@@ -88,21 +99,38 @@ def _is_held(assignment: Assignment, span: tuple[int, int]) -> Tensor:
     return (assignment.experts >= span[0]) & (assignment.experts < span[1]) & (assignment.slots >= 0)
 
 
-def _slot_places(span: tuple[int, int], capacity: int, assignment: Assignment) -> tuple[Tensor, Tensor, Tensor]:
-    """Kept pairs of the held experts: (token, choice, row of the slot buffer)."""
-    tokens, choices = _is_held(assignment, span).nonzero(as_tuple=True)
-    experts = assignment.experts[tokens, choices] - span[0]
-    return tokens, choices, experts * capacity + assignment.slots[tokens, choices]
+def _slot_places(span: tuple[int, int], capacity: int, assignment: Assignment) -> tuple[Tensor, Tensor]:
+    """Which pairs the held experts keep, and each pair's row of the slot buffer (of the others: any number)."""
+    return _is_held(assignment, span), (assignment.experts - span[0]) * capacity + assignment.slots
 
 
 def _ragged_places(span: tuple[int, int], assignment: Assignment) -> tuple[Tensor, Tensor, Tensor]:
-    """Pairs of the held experts: (token, row), and the number of rows of each."""
-    held = _is_held(assignment, span)
-    tokens, choices = held.nonzero(as_tuple=True)
-    experts = assignment.experts[tokens, choices] - span[0]
-    counts = torch.bincount(experts, minlength=span[1] - span[0])
-    starts = counts.cumsum(0) - counts
-    return tokens, starts[experts] + assignment.slots[tokens, choices], counts
+    """Which pairs the held experts keep, each pair's row, and the number of rows of each expert."""
+    kept, held = _is_held(assignment, span), span[1] - span[0]
+    experts = torch.where(kept, assignment.experts - span[0], held)
+    counts = counts_of(experts.flatten(), held + 1)[:held]
+    starts = torch.cat([counts.cumsum(0) - counts, counts.new_zeros(1)])
+    return kept, starts[experts] + assignment.slots, counts
+
+
+def _tokens_by_row(kept: Tensor, places: Tensor, num_rows: int) -> Tensor:
+    """The token whose copy each row is, [num_rows]; the number of tokens where a row is nobody's."""
+    num_tokens, top_k = places.shape
+    tokens = torch.full((num_rows + 1,), num_tokens, device=places.device)
+    numbers = torch.arange(num_tokens, device=places.device).unsqueeze(1).expand(num_tokens, top_k)
+    tokens[torch.where(kept, places, num_rows).flatten()] = (
+        numbers.flatten()
+    )  # the last row takes all that are not kept
+    return tokens[:num_rows]
+
+
+def _num_rows(operation: Dispatch, counts: Tensor) -> int:
+    """Rows of a ragged buffer: every pair's where that is exact or small, so that the host need not wait for the
+    counts; a long prefill on a rank with few experts does wait, as room for every pair would be many times too much."""
+    pairs = operation.num_tokens * operation.top_k
+    if operation.experts == (0, operation.num_experts) or pairs <= MAX_SPARE_ROWS:
+        return pairs
+    return int(counts.sum())
 
 
 def feed_forward(operation: Experts, rows: Tensor | Ragged, up: Tensor, down: Tensor) -> Tensor | Ragged:
@@ -120,17 +148,28 @@ def feed_forward(operation: Experts, rows: Tensor | Ragged, up: Tensor, down: Te
 
 
 def _grouped(rows: Tensor, weights: Tensor, counts: Tensor) -> Tensor:
-    """Each expert's rows times its matrix."""
-    if rows.shape[0] and _grouped_mm_works(rows.device, rows.dtype):
-        return functional.grouped_mm(rows, weights, offs=counts.cumsum(0).to(torch.int32))
-    parts = torch.split(rows, counts.tolist())
-    return torch.cat([part @ weight for part, weight in zip(parts, weights, strict=True)])
+    """Each expert's rows times its matrix; rows beyond the counts are left as they come."""
+    aligned = rows.shape[1] % GROUPED_MM_MULTIPLE == 0 and weights.shape[2] % GROUPED_MM_MULTIPLE == 0
+    if rows.shape[0] and aligned and grouped_mm_works(rows.device, rows.dtype):
+        return grouped_mm(rows, weights, counts.cumsum(0).to(torch.int32))
+    out, first = rows.new_zeros((rows.shape[0], weights.shape[2])), 0
+    for weight, count in zip(weights, counts.tolist(), strict=True):  # makes the host wait: the last resort
+        torch.mm(rows[first : first + count], weight, out=out[first : first + count])
+        first += count
+    return out
+
+
+def grouped_mm(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """torch's grouped GEMM under the name this version has for it; AttributeError without one."""
+    call = functional.grouped_mm if hasattr(functional, "grouped_mm") else torch._grouped_mm
+    found: Tensor = call(rows, weights, offs=ends)
+    return found
 
 
 _GROUPED_MM: dict[tuple[torch.device, torch.dtype], bool] = {}
 
 
-def _grouped_mm_works(device: torch.device, dtype: torch.dtype) -> bool:
+def grouped_mm_works(device: torch.device, dtype: torch.dtype) -> bool:
     """By a real call with an empty group, once a device and dtype."""
     if (device, dtype) not in _GROUPED_MM:
         rows, weights = (
@@ -139,7 +178,7 @@ def _grouped_mm_works(device: torch.device, dtype: torch.dtype) -> bool:
         )
         offsets = torch.tensor([16, 16, 32], device=device, dtype=torch.int32)
         try:
-            found = functional.grouped_mm(rows, weights, offs=offsets)
+            found = grouped_mm(rows, weights, offsets)
             _GROUPED_MM[device, dtype] = bool((found == 32).all())
         except (AttributeError, RuntimeError, NotImplementedError):
             _GROUPED_MM[device, dtype] = False

@@ -196,9 +196,9 @@ def _rotated(operation: p.Rope, qk: Tensor, v: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _angles(batch: Batch, block: Block, theta: float, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """cos and sin of position·θ^(−2i/D), [T, 1, D/2] fp32."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
-    angles = positions_of(batch, block).to(torch.float64)[:, None, None] * frequencies
-    return angles.cos().to(device, torch.float32), angles.sin().to(device, torch.float32)
+    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim)
+    angles = positions_of(batch, block, device).to(torch.float64)[:, None, None] * frequencies
+    return angles.cos().to(torch.float32), angles.sin().to(torch.float32)
 
 
 def keys_of(
@@ -247,6 +247,7 @@ def preload(operation: p.Operation, weights: Weights) -> None:
         case p.Embed() | p.Route():
             weights.matrix((operation.weight,))
         case p.Experts():
-            expert_matrices(operation, weights)
+            up, _ = expert_matrices(operation, weights)
+            moe.grouped_mm_works(up.device, up.dtype)
         case _:
             pass

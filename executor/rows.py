@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from simulator.costs.work import contiguous_rows
-from simulator.tile import Batch, Tile, num_tokens
+from simulator.tile import Batch, Block, Tile, num_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,11 +114,11 @@ def _joined_shape(value: Tensor, batch: Batch, part: Tile, target: Tile) -> list
     return shape
 
 
-def positions_of(batch: Batch, block: tuple[tuple[tuple[int, int], ...], ...]) -> Tensor:
-    """Position of every packed token, [T] int64."""
+def positions_of(batch: Batch, block: Block, device: torch.device | None = None) -> Tensor:
+    """Position of every packed token, [T] int64, made on the device: a copy would make the host wait."""
     parts = []
     for group, spans in zip(batch, block, strict=True):
         if spans:
-            one = torch.cat([torch.arange(start, stop) for start, stop in spans])
+            one = torch.cat([torch.arange(start, stop, device=device) for start, stop in spans])
             parts.append(one.repeat(group.count))
-    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64, device=device)
