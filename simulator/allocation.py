@@ -8,9 +8,9 @@ What it leaves out: how the plan is executed (the executor lowers ``placement`` 
 from __future__ import annotations
 
 import hashlib
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from simulator.formats.files import Name, Record, to_json
 from simulator.placement import Placement
@@ -20,6 +20,13 @@ from simulator.workload import Phase
 
 Exactness = Literal["exact", "model-changing", "drops-possible"]
 BindingKind = Literal["compute", "attention", "network", "collective", "memory", "max_gpus", "slo"]
+DTYPES = ("fp32", "fp16", "bf16", "fp8")
+
+
+def _known_dtype(name: str) -> str:
+    if name not in DTYPES:
+        raise ValueError(f"unknown dtype; known: {', '.join(DTYPES)}")
+    return name
 
 
 class Interval(Record):
@@ -88,6 +95,12 @@ class Alternative(Record):
     step_s: Interval | None
     bound_s: float | None = Field(default=None, description="proved lower bound of the step, seconds")
     infeasible: str | None = Field(default=None, description="why it cannot run here")
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Alternative:
+        if self.step_s is None and self.bound_s is None and self.infeasible is None:
+            raise ValueError("needs step_s, bound_s or infeasible")
+        return self
 
 
 class ParetoPoint(Record):
@@ -185,7 +198,7 @@ class Allocation(Record):
     cluster: str
     workload: str
     profile: str
-    dtype: str
+    dtype: Annotated[str, AfterValidator(_known_dtype)]
     policy: tuple[Choice, ...] = Field(min_length=1)
     thresholds: tuple[Threshold, ...]
     sources: Sources
