@@ -63,10 +63,22 @@ def parts_of(table: Table, parts: int | None) -> Numbers:
     return own if parts is None else np.full(len(table), parts, dtype=np.int64)
 
 
+@dataclass(frozen=True)
+class PrefillWork:
+    """Per cell, one layer and micro-batch: seconds of attention, of it the last piece of keys; in how many pieces keys
+    are attended to; query and key tokens of all sequences."""
+
+    seconds: Array
+    last_s: Array
+    pieces: Numbers
+    queries: Array
+    keys: Array
+
+
 def prefill_cells(
     question: Question, table: Table, cells: Cells, layer: Layer, rates: Rates, dealt: Dealt
-) -> tuple[Array, Array, Array]:
-    """Per cell: seconds of one layer's attention, query tokens and key tokens of all sequences of the micro-batch."""
+) -> PrefillWork:
+    """One layer's attention of every query block on the first KV block's keys."""
     model, tokens = question.model, question.tokens
     column = {name: table[name].astype(np.int64)[cells.row] for name in ("queries", "keys", "rule", "streams")}
     edges = block_edges(tokens, column["queries"], column["rule"], cells.block, causal=model.causal)
@@ -74,7 +86,8 @@ def prefill_cells(
     end = np.maximum(edges[1], edges[3]) if model.causal else np.full(len(cells.row), tokens)
     begin = np.maximum(edges[0] - layer.window + 1, 0) if layer.window else np.zeros(len(cells.row), dtype=np.int64)
     visible = begin, np.minimum(end, tokens // column["keys"])
-    seconds = np.zeros(len(cells.row))
+    seconds, last_s = np.zeros((2, len(cells.row)))
+    pieces = np.zeros(len(cells.row), dtype=np.int64)
     most = int(column["streams"].max()) if not layer.window else 1
     for piece in range(most):
         used = piece < column["streams"]
@@ -82,12 +95,16 @@ def prefill_cells(
         high = np.where(used, (piece + 1) * tokens // column["streams"], 0)
         keys = np.maximum(visible[0], low), np.minimum(visible[1], high)
         keys = visible if most == 1 else keys
+        of_piece = np.zeros(len(cells.row))
         for span in (edges[:2], edges[2:]):
             for chunk in chunk_rows((span[0], span[1]), keys, layer.window, causal=model.causal):
-                seconds += _kernels(question, rates, heads, cells, dealt, chunk, layer.window)
+                of_piece += _kernels(question, rates, heads, cells, dealt, chunk, layer.window)
+        seconds, pieces = seconds + of_piece, pieces + (keys[1] > keys[0])
+        last_s = np.where(keys[1] > keys[0], of_piece, last_s)
     num = dealt.total[cells.row]
     query_tokens = num * (edges[1] - edges[0] + edges[3] - edges[2])
-    return seconds, query_tokens.astype(float), (num * np.maximum(visible[1] - visible[0], 0)).astype(float)
+    key_tokens = num * np.maximum(visible[1] - visible[0], 0)
+    return PrefillWork(seconds, last_s, pieces, query_tokens.astype(float), key_tokens.astype(float))
 
 
 def _kernels(
@@ -115,11 +132,12 @@ def _kernels(
 
 
 def decode_seconds(
-    question: Question, table: Table, layer: Layer, rates: Rates, sequences: Numbers
+    question: Question, table: Table, layer: Layer, rates: Rates, sequences: Numbers, *, stored: int = 1
 ) -> tuple[Array, Numbers]:
-    """Seconds of one layer's decode attention of ``sequences`` on the first KV block, and its cached rows."""
+    """Seconds of one layer's decode attention of ``sequences`` on the first KV block, and its cached rows. ``stored``:
+    new tokens among them (the first block keeps it)."""
     heads = first_heads(question, table["heads"].astype(np.int64))
-    rows = question.tokens // table["keys"].astype(np.int64) + 1
+    rows = question.tokens // table["keys"].astype(np.int64) + stored
     seen = np.minimum(rows, layer.window) if layer.window else rows
     columns = (sequences, seen, heads.queries, heads.kernel_keys, question.model.head_dim, 0)
     return rates.decode(columns), rows
@@ -138,7 +156,7 @@ def whole_attention(question: Question, table: Table, layer: Layer, rates: Rates
     if question.phase == "decode":
         return whole_decode(question, table, layer, rates, dealt)
     cells = cells_of(np.ones(len(table), dtype=np.int64))
-    return prefill_cells(question, table, cells, layer, rates, dealt)[0]
+    return prefill_cells(question, table, cells, layer, rates, dealt).seconds
 
 
 def micro_batch(question: Question, table: Table, parts: Numbers, index: int) -> Dealt:

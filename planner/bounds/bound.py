@@ -4,13 +4,13 @@ Each of these is at most the simulated time, so their maximum is (tests compare 
 
     chain      one micro-batch through all layers on one rank: its kernels, its collectives alone on their links, and
                the bytes it must receive and send over its own NIC
-    compute    all kernels of the base rank, of the busiest pool rank; micro-batches may overlap nothing else
+    compute    all kernels of the base rank (and its wait for the first attention), of the busiest pool rank
     collective all of a rank's all-reduces (they share one stream)
     network    all bytes that leave the base, over all its NICs
     pipeline   first micro-batch to stage i, stage i's work for all of them, the last one to the end
 
-Left out, so the bound stays below: copies (slices, concatenations, merges), latencies but one a hop, contention
-between flows, fabric oversubscription.
+Left out, so the bound stays below: some copies, contention between flows that do not share the base's NICs, fabric
+oversubscription, the KV cache's way to the ranks that will decode.
 """
 
 from __future__ import annotations
@@ -95,19 +95,28 @@ def _busiest_stage(question: Question, table: Table, layer_s: dict[Layer, Array]
 
 def _pooled(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
     """Chains through the pool; the base rank's stream (it waits for its all-reduces: only attention is a pause); the
-    busiest pool rank's kernels; the base's NICs."""
-    network, joined = network_of(question, rates, table), table["scheme"] == Scheme.JOINED
-    chain, totals = np.zeros(len(table)), np.zeros((3, len(table)))
-    for used, dealt, tokens in micro_batches(question, table, parts):
-        through = end_seconds(question, table, rates, tokens, dealt.total)
+    busiest pool rank's kernels; the base's NICs.
+
+    Of the base rank's work only the start of every micro-batch can be done before the first one's attention is back.
+    """
+    network, first = network_of(question, rates, table), question.model.layers[0]
+    chain, before, returned = np.zeros((3, len(table)))
+    totals = np.zeros((3, len(table)))
+    for index, (used, dealt, tokens) in enumerate(micro_batches(question, table, parts)):
+        ends = end_seconds(question, table, rates, tokens, dealt.total)
+        through, base_s = ends, ends
         for layer, num in layer_kinds(question).items():
             base = base_layer(question, table, rates, tokens, layer)
             pool = pool_chain(question, table, rates, network, dealt, layer)
-            own = np.where(joined, pool.first_s, 0.0)
-            through = through + num * (base.compute + 2 * base.reduce + np.maximum(pool.chain_s, own))
-            rows = (base.compute + own + 2 * base.reduce, pool.busiest_s, pool.egress_s)
-            totals += used * num * np.stack(rows)
+            through = through + num * (base.compute + 2 * base.reduce + pool.chain_s)
+            base_s = base_s + num * (base.compute + pool.early_s + pool.late_s + 2 * base.reduce)
+            totals[1:] += used * num * np.stack((pool.busiest_s, pool.egress_s))
+            if layer == first:
+                before += used * (pool.early_s if index == 0 else ends + base.before + pool.early_s)
+                returned = pool.chain_s - pool.late_s if index == 0 else returned
+        totals[0] += used * base_s
         chain = np.maximum(chain, used * through)
+    totals[0] += np.maximum(returned - before, 0.0)
     return np.asarray(np.maximum(chain, totals.max(axis=0)))
 
 

@@ -6,13 +6,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.bounds.attention import Cells, cells_of, decode_seconds, first_heads, prefill_cells
-from planner.bounds.layer import base_layer, dense_layer, end_seconds, gate_seconds, layer_kinds, micro_batches, store
+from planner.bounds.attention import Cells, PrefillWork, cells_of, decode_seconds, first_heads, prefill_cells
+from planner.bounds.layer import (
+    base_layer,
+    dense_layer,
+    embed_seconds,
+    gate_seconds,
+    head_seconds,
+    layer_kinds,
+    micro_batches,
+    store,
+)
 from planner.bounds.network import Network, network_of
 from planner.bounds.race import LAYERS, REPLICAS, Leg, needed_tokens, run_leg
 from planner.bounds.rates import Array, Numbers, Rates
 from planner.bounds.shares import Dealt, block_edges
 from planner.space import Question, Table
+from simulator.costs.work import LSE_BYTES
 from simulator.model import Layer
 
 
@@ -24,20 +34,21 @@ def context_bound(question: Question, table: Table, rates: Rates, parts: int | N
     attention, the rest of the layer).
     """
     network, cells = network_of(question, rates, table), cells_of(table["replicas"].astype(np.int64))
-    chain, totals = np.zeros(len(table)), np.zeros((3, len(cells.row)))
+    chain, totals, wide = np.zeros(len(table)), np.zeros((3, len(cells.row))), table[cells.row]
     for used, dealt, _ in micro_batches(question, table, parts):
         tokens = _replica_tokens(question, table, cells, dealt)
-        ends = cells.least(end_seconds(question, table[cells.row], rates, tokens, 0 * tokens))
-        own, raced, works = np.zeros(len(cells.row)), ends, {}
+        ends = cells.least(embed_seconds(question, wide, rates, tokens))
+        head = head_seconds(question, wide, rates, _last_tokens(question, wide, cells, dealt, tokens))
+        own, raced, works = head.copy(), ends, {}
         for layer, num in layer_kinds(question).items():
             work = works[layer] = _replica_layer(question, table, rates, network, cells, dealt, layer, tokens)
             own = own + num * (work.before + work.attention + work.after)
-            arrives = work.inbound + np.where(table["streams"][cells.row] > 1, 0.0, work.attention)
+            arrives = work.inbound + np.where(wide["streams"] > 1, work.last, work.attention)
             rest = np.maximum(arrives, work.attention) + work.after
             raced = raced + num * (cells.least(work.before) + cells.least(rest))
             totals += used[cells.row] * num * np.stack((work.compute, work.inbound, work.outbound))
         if question.phase == "prefill":
-            raced = np.maximum(raced, ends + _raced(question, table, rates, network, cells, dealt, works))
+            raced = np.maximum(raced, ends + _raced(question, table, rates, network, cells, dealt, works, head))
         chain = np.maximum(chain, used * np.maximum(ends + cells.most(own), raced))
     return np.maximum(chain, cells.most(totals.max(axis=0)))
 
@@ -50,8 +61,9 @@ def _raced(
     cells: Cells,
     dealt: Dealt,
     works: dict[Layer, ReplicaWork],
+    head: Array,
 ) -> Array:
-    """Candidates with equally many replicas run their first layers together (``bound_race``)."""
+    """Candidates with equally many replicas run their first layers together (``race``)."""
     raced = np.zeros(len(table))
     kinds = set(question.model.layers)
     if any(layer.window for layer in kinds):
@@ -65,7 +77,7 @@ def _raced(
         for layer in question.model.layers[:LAYERS]:
             ends = run_leg(ends, legs[layer])
         rest = sum((_least_layer(works[layer], at) for layer in question.model.layers[LAYERS:]), np.zeros(len(rows)))
-        raced[rows] = np.where(rest > 0, ends.min(axis=1) + rest, ends.max(axis=1))
+        raced[rows] = np.where(rest > 0, ends.min(axis=1) + rest, (ends + head[at]).max(axis=1))
     return raced
 
 
@@ -89,6 +101,7 @@ def _leg(
     return Leg(
         work.before[at],
         work.attention[at],
+        work.last[at],
         work.after[at],
         np.where(away, tokens * row_s[:, None, None], 0.0),
         (others & (tokens > 0)).astype(float),
@@ -107,13 +120,23 @@ def _replica_tokens(question: Question, table: Table, cells: Cells, dealt: Dealt
     return dealt.total[cells.row] * (edges[1] - edges[0] + edges[3] - edges[2])
 
 
+def _last_tokens(question: Question, wide: Table, cells: Cells, dealt: Dealt, tokens: Numbers) -> Numbers:
+    """Sequences whose last token a replica has, as far as known: decoding all of its own; prefilling, the last replica
+    all of them, where it has tokens."""
+    if question.phase == "decode":
+        return tokens
+    last = (cells.block == wide["replicas"] - 1) & (tokens > 0)
+    return np.asarray(np.where(last, dealt.total[cells.row], 0))
+
+
 @dataclass(frozen=True)
 class ReplicaWork:
-    """Per replica, one layer and micro-batch: seconds before, of and after attention (after: with both all-reduces),
-    of kernels alone, and for its keys' way in and out of its node."""
+    """Per replica, one layer and micro-batch: seconds before, of and after attention (after: with both all-reduces), of
+    the last piece of it, of kernels alone, and for its keys' way in and out of its node."""
 
     before: Array
     attention: Array
+    last: Array
     after: Array
     compute: Array
     inbound: Array
@@ -140,15 +163,31 @@ def _replica_layer(
             - dense_layer(question, rates, wide["tensor"].astype(np.int64), tokens)
             + gate_seconds(question, rates, tokens)
         )
-    inbound, outbound = np.zeros((2, len(tokens)))
+    inbound, outbound, last = np.zeros((3, len(tokens)))
     if question.phase == "decode":
         attention = decode_seconds(question, wide, layer, rates, tokens)[0] + store(question, wide, rates, tokens)
     else:
-        attention, queries, keys = prefill_cells(question, table, cells, layer, rates, dealt)
-        inbound = network.keys_seconds(question, table, rates, keys, queries, cells)
+        work = prefill_cells(question, table, cells, layer, rates, dealt)
+        joined, merged = _piece_copies(question, wide, rates, cells, work)
+        attention, last = work.seconds + joined, work.last_s
+        after = after + merged
+        inbound = network.keys_seconds(question, table, rates, work.keys, work.queries, cells)
         first = (cells.block == 0) & (not layer.window)
-        outbound = np.where(first, network.sent_seconds(question, table, rates, queries, cells), 0.0)
+        outbound = np.where(first, network.sent_seconds(question, table, rates, work.queries, cells), 0.0)
     used = tokens > 0
     compute = np.where(used, base.before + after + attention, 0.0)
     after = np.where(used, after + 2 * base.reduce, 0.0)
-    return ReplicaWork(np.where(used, base.before, 0.0), attention, after, compute, inbound, outbound)
+    return ReplicaWork(np.where(used, base.before, 0.0), attention, last, after, compute, inbound, outbound)
+
+
+def _piece_copies(
+    question: Question, wide: Table, rates: Rates, cells: Cells, work: PrefillWork
+) -> tuple[Array, Array]:
+    """Seconds to join the keys of several replicas, where they come as one piece, and to merge what pieces gave."""
+    heads = first_heads(question, wide["heads"].astype(np.int64))
+    num_bytes = 4 * work.keys * heads.keys * question.model.head_dim * rates.size
+    foreign = (wide["streams"] == 1) & (work.keys > work.queries)
+    joined = rates.memory("copy", np.where(foreign, num_bytes, 0))
+    parts = work.pieces
+    row = (parts + 1) * question.model.head_dim * rates.size + parts * LSE_BYTES
+    return joined, rates.memory("merge", np.where(parts > 1, work.queries * heads.queries * row, 0))

@@ -8,6 +8,8 @@ and the first base rank, cannot do without is counted.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from planner.bounds.attention import Cells, first_heads
@@ -17,8 +19,22 @@ from planner.space import Question, Table
 from simulator.costs.work import LSE_BYTES
 
 
-def copy_seconds(question: Question, table: Table, rates: Rates, cells: Cells, queries: Array, keys: Array) -> Array:
-    """Per cell, one layer: base's query slices, pool's concatenations, store and output slices, base's merge."""
+@dataclass(frozen=True)
+class Copies:
+    """Seconds per cell, one layer: ``sliced``: one slice of the base's queries; ``pool``: what the first KV block's
+    rank copies; of it for any KV block's rank: ``joined``: its queries, ``output``: the first slice of its output,
+    ``outputs``: all of those and of its sums; ``base``: the base's joining and merging."""
+
+    sliced: Array
+    pool: Array
+    joined: Array
+    output: Array
+    outputs: Array
+    base: Array
+
+
+def copies_of(question: Question, table: Table, rates: Rates, cells: Cells, queries: Array, keys: Array) -> Copies:
+    """Base's query slices, pool's concatenations, store and output slices, base's merge."""
     row, head = cells.row, question.model.head_dim * rates.size
     group, shard = (first_heads(question, table[name].astype(np.int64)) for name in ("heads", "tensor"))
     shards = ceil_div(group.queries, shard.queries)[row]
@@ -26,18 +42,18 @@ def copy_seconds(question: Question, table: Table, rates: Rates, cells: Cells, q
     narrow = np.minimum(group.queries, shard.queries)[row]
     several, split = shards > 1, table["keys"][row] > 1
     sliced = rates.memory("copy", np.where(groups > 1, 2 * queries * narrow * head, 0))
-    total = (cells.block + 1) * sliced
-    total += rates.memory("copy", np.where(several, 2 * queries * group.queries[row] * head, 0))
-    total += rates.memory(
-        "copy", np.where(several & (table["streams"][row] == 1), 4 * keys * group.keys[row] * head, 0)
-    )
-    if question.phase == "decode":
-        rows = 4 * queries * group.keys[row] * head
-        total += rates.memory("copy", rows) + rates.memory("copy", np.where(several, rows, 0))
+    joined = rates.memory("copy", np.where(several, 2 * queries * group.queries[row] * head, 0))
     # every slice is for another base rank, but the first may have more heads than the rest
     output = rates.memory("copy", np.where(several, 2 * queries * head, 0))
     sums = rates.memory("copy", np.where(several & split, 2 * queries * LSE_BYTES, 0))
-    return total + shards * (output + sums) + _at_base(question, table, rates, cells, queries, groups, shard.queries)
+    outputs = shards * (output + sums)
+    arrived = several & (table["streams"][row] == 1)
+    pool = joined + outputs + rates.memory("copy", np.where(arrived, 4 * keys * group.keys[row] * head, 0))
+    if question.phase == "decode":
+        rows = 4 * queries * group.keys[row] * head
+        pool = pool + rates.memory("copy", rows) + rates.memory("copy", np.where(several, rows, 0))
+    base = _at_base(question, table, rates, cells, queries, groups, shard.queries)
+    return Copies(sliced, pool, joined, output, outputs, base)
 
 
 def _at_base(
@@ -53,7 +69,7 @@ def _at_base(
     row, head_dim = cells.row, question.model.head_dim
     tokens = cells.total(queries)
     keys = table["keys"].astype(np.int64)
-    joined = (table["queries"] > 1) | (groups[cells.first] > 1)
+    joined = (cells.total((queries > 0).astype(float)) > 1) | (groups[cells.first] > 1)
     width = tokens * heads
     once = rates.memory("copy", np.where(joined, 2 * width * head_dim * rates.size, 0))
     sums = rates.memory("copy", np.where(joined & (keys > 1), 2 * width * LSE_BYTES, 0))

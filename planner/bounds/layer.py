@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -89,12 +90,18 @@ def moe_seconds(question: Question, rates: Rates, tokens: Numbers, held: Numbers
 
 
 def all_reduce_seconds(question: Question, table: Table, rates: Rates, num_bytes: Array) -> Array:
+    return collective_seconds(question, table, rates, num_bytes, "all_reduce")
+
+
+def collective_seconds(
+    question: Question, table: Table, rates: Rates, num_bytes: Array, kind: Literal["all_reduce", "all_gather"]
+) -> Array:
     """Of the fastest tensor group (groups differ where nodes do)."""
     seconds = np.zeros(len(table))
     for order, tensor in {(int(o), int(t)) for o, t in zip(*distinct_pairs(table), strict=True)}:
         rows = np.flatnonzero((table["order"] == order) & (table["tensor"] == tensor))
         groups = tensor_groups(question, order, tensor)
-        seconds[rows] = np.minimum.reduce([rates.all_reduce(group, num_bytes[rows]) for group in groups])
+        seconds[rows] = np.minimum.reduce([rates.collective(kind, group, num_bytes[rows]) for group in groups])
     return seconds
 
 
@@ -120,12 +127,23 @@ def tensor_groups(question: Question, order: int, tensor: int) -> list[tuple[int
 
 def end_seconds(question: Question, table: Table, rates: Rates, tokens: Numbers, sequences: Numbers) -> Array:
     """Embedding with its all-reduce, and the logits of the last tokens."""
+    return embed_seconds(question, table, rates, tokens) + head_seconds(question, table, rates, sequences)
+
+
+def embed_seconds(question: Question, table: Table, rates: Rates, tokens: Numbers) -> Array:
+    row = tokens * question.model.hidden_size * rates.size
+    return rates.memory("embed", 2 * row) + all_reduce_seconds(question, table, rates, row.astype(float))
+
+
+def head_seconds(question: Question, table: Table, rates: Rates, sequences: Numbers) -> Array:
+    """Norm, logits, their all-gather and the sampled tokens."""
     model, tensor = question.model, table["tensor"].astype(np.int64)
-    row = tokens * model.hidden_size * rates.size
-    embed = rates.memory("embed", 2 * row) + all_reduce_seconds(question, table, rates, row.astype(float))
-    logits = rates.gemm(sequences, ceil_div(model.vocab_size, tensor), model.hidden_size)
+    width = ceil_div(model.vocab_size, tensor)
+    logits = rates.gemm(sequences, width, model.hidden_size)
     last = rates.memory("norm", 2 * sequences * model.hidden_size * rates.size)
-    return embed + last + logits + rates.memory("sample", sequences * model.vocab_size * rates.size)
+    gathered = (sequences * width * tensor * rates.size).astype(float)
+    gather = collective_seconds(question, table, rates, gathered, "all_gather")
+    return last + logits + gather + rates.memory("sample", sequences * model.vocab_size * rates.size)
 
 
 def micro_batches(question: Question, table: Table, parts: int | None) -> Iterator[tuple[Numbers, Dealt, Numbers]]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from planner.bounds.attention import Cells, cells_of, decode_seconds, first_heads, prefill_cells
-from planner.bounds.copies import copy_seconds
+from planner.bounds.copies import Copies, copies_of
 from planner.bounds.rates import Array, Numbers, Rates
 from planner.bounds.shares import Dealt, ceil_div
 from planner.space import Question, Scheme, Table
+from simulator.costs.work import LSE_BYTES
 from simulator.model import Layer
 
 
@@ -55,10 +57,14 @@ class Network:
 
 @dataclass(frozen=True)
 class PoolTimes:
-    """Per candidate, one layer and micro-batch: the way to the pool, attention and back; its parts."""
+    """Per candidate, one layer and micro-batch: ``chain_s``: the base's slices, the way to the pool, attention, the way
+    back, the base's merge. ``early_s``, ``late_s``: what of it the first base rank computes before and after attention
+    returns (where it attends too, that is early). ``busiest_s``: a pool rank's kernels; ``egress_s``: the base's NICs.
+    """
 
     chain_s: Array
-    first_s: Array
+    early_s: Array
+    late_s: Array
     busiest_s: Array
     egress_s: Array
 
@@ -83,42 +89,102 @@ def network_of(question: Question, rates: Rates, table: Table) -> Network:
         rates.topology.resources[rates.topology.nic_of(r).out].bandwidth_bytes_per_s for r in range(len(nodes))
     )
     latency = min(node.nics.latency_s for node in cluster.nodes if node.nics is not None)
-    return Network(remote, fastest, total, latency + cluster.fabric.latency_s)
+    hosts = [profile.host.transfer_latency_s for profile in rates.profiles.values() if profile.host is not None]
+    latency = min([latency + cluster.fabric.latency_s, *(host for host in hosts if host is not None)])
+    return Network(remote, fastest, total, latency)
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Cells of pool candidates: attention of the first KV block's rank, least attention of any rank on a node without
+    base ranks (0: unknown), queries and keys, copies; ``away``: such ranks, ``keyed``: with the first KV block."""
+
+    cells: Cells
+    seconds: Array
+    least: Array
+    queries: Array
+    keys: Array
+    copies: Copies
+    begin: Numbers
+    away: Numbers
+    keyed: Numbers
+    last: Array
 
 
 def pool_chain(
     question: Question, table: Table, rates: Rates, network: Network, dealt: Dealt, layer: Layer
 ) -> PoolTimes:
     """Lower bounds on one layer's attention in a pool."""
-    cells = cells_of(table["queries"].astype(np.int64))
-    if question.phase == "prefill":
-        seconds, queries, keys = prefill_cells(question, table, cells, layer, rates, dealt)
-    else:
-        seconds, queries = _decode_cells(question, table, rates, dealt, layer, cells)
-        keys = np.zeros(len(seconds))
+    pool = _pool_of(question, table, rates, network, dealt, layer)
+    cells, copies = pool.cells, pool.copies
+    joined = table["scheme"] == Scheme.JOINED
     heads = first_heads(question, table["heads"].astype(np.int64))
     element = question.model.head_dim * rates.size
-    q_in = queries * heads.queries[cells.row] * element / network.nic_bytes_per_s
-    kv_in = keys * heads.keys[cells.row] * 2 * element / network.nic_bytes_per_s
+    q_in = pool.queries * heads.queries[cells.row] * element / network.nic_bytes_per_s
+    kv_in = pool.keys * heads.keys[cells.row] * 2 * element / network.nic_bytes_per_s
     kv_in = np.where(table["multicast"][cells.row] == 0, kv_in, 0.0)
-    begin, away, keyed = _remote_ranks(table, network, cells)
-    far = begin >= network.remote[cells.row]
-    hop = np.where(far, network.latency_s, 0.0)
+    far = pool.begin >= network.remote[cells.row]
     streamed = table["streams"][cells.row] > 1
-    arrives = np.where(streamed, np.maximum(kv_in, seconds), kv_in + seconds)
-    busy = (queries > 0) & (seconds > 0)
-    copies = copy_seconds(question, table, rates, cells, queries, keys)
-    there = np.where(far, 2 * hop + 2 * q_in + arrives, seconds) + copies
-    chain = cells.most(np.where(busy, there, 0.0))
+    arrives = np.where(streamed, np.maximum(kv_in + pool.last, pool.seconds), kv_in + pool.seconds)
+    there = np.where(far, 2 * network.latency_s + 2 * q_in + arrives, pool.seconds)
+    there = there + (cells.block + 1) * copies.sliced + copies.pool + copies.base
+    busy = (pool.queries > 0) & (pool.seconds > 0)
+    egress_s, away_s = _away_chain(question, table, rates, network, pool, busy)
+    chain = np.maximum(cells.most(np.where(busy, there, 0.0)), away_s)
+    own = np.where(joined, (pool.seconds + copies.pool)[cells.first], 0.0)
+    return PoolTimes(
+        np.maximum(chain, own),
+        cells.total(copies.sliced) + own,
+        copies.base[cells.first],
+        cells.most(pool.seconds + copies.pool),
+        egress_s,
+    )
+
+
+def _away_chain(
+    question: Question, table: Table, rates: Rates, network: Network, pool: _Pool, busy: npt.NDArray[np.bool_]
+) -> tuple[Array, Array]:
+    """(seconds of the base's NICs, chain through the rank on another node that they serve last): its queries come when
+    all bytes have left, then it attends and returns its part of the output, and its sums after it (one stream)."""
+    even = _even(question, table)
+    cells, element = pool.cells, question.model.head_dim * rates.size
     fewest = question.model.num_attention_heads // table["heads"][cells.row].astype(np.int64)
     covered = ceil_div(fewest, question.model.heads_per_kv_head)
     direct = table["multicast"][cells.row] == 0
-    sent = away * queries * fewest + np.where(direct, keyed * keys * 2 * covered, 0.0)
+    sent = pool.away * pool.queries * fewest + np.where(direct, pool.keyed * pool.keys * 2 * covered, 0.0)
     egress_s = cells.total(sent * element) / network.base_bytes_per_s
-    least = cells.least(np.where(busy & ~streamed, seconds, np.where(busy, 0.0, np.inf)))
-    least = np.where(np.isfinite(least) & (table["keys"] == 1), least, 0.0)
-    chain = np.maximum(chain, np.where(egress_s > 0, 2 * network.latency_s + egress_s + least, 0.0))
-    return PoolTimes(chain, seconds[cells.first], cells.most(seconds), egress_s)
+    narrow = np.minimum(fewest, question.model.num_attention_heads // table["tensor"][cells.row].astype(np.int64))
+    back = network.latency_s + pool.queries * narrow * element / network.nic_bytes_per_s
+    sums = network.latency_s + pool.queries * narrow * LSE_BYTES / network.nic_bytes_per_s
+    copies = pool.copies
+    split = np.maximum(copies.outputs + sums, copies.output + back + sums)
+    rest = np.where(table["keys"][cells.row] > 1, split, copies.outputs + back)
+    rest = pool.least + np.where(even[cells.row], np.where(pool.least > 0, copies.joined, 0.0) + rest, 0.0)
+    least = cells.least(np.where(busy & (pool.away > 0), rest, np.inf))
+    chain = network.latency_s + egress_s + np.where(np.isfinite(least), least, 0.0) + copies.base[cells.first]
+    return egress_s, np.where(egress_s > 0, chain, 0.0)
+
+
+def _pool_of(question: Question, table: Table, rates: Rates, network: Network, dealt: Dealt, layer: Layer) -> _Pool:
+    cells = cells_of(table["queries"].astype(np.int64))
+    split, streamed = table["keys"][cells.row] > 1, table["streams"][cells.row] > 1
+    if question.phase == "prefill":
+        work = prefill_cells(question, table, cells, layer, rates, dealt)
+        seconds, queries, keys, last = work.seconds, work.queries, work.keys, work.last_s
+        least = np.where(split | streamed, 0.0, seconds)
+    else:
+        seconds, queries, least = _decode_cells(question, table, rates, dealt, layer, cells)
+        keys, last = np.zeros((2, len(seconds)))
+    copies = copies_of(question, table, rates, cells, queries, keys)
+    least = np.where(_even(question, table)[cells.row], least, 0.0)
+    begin, away, keyed = _remote_ranks(table, network, cells)
+    return _Pool(cells, seconds, least, queries, keys, copies, begin, away, keyed, last)
+
+
+def _even(question: Question, table: Table) -> npt.NDArray[np.bool_]:
+    """Whether all head groups are alike, and all tensor shards."""
+    heads = question.model.num_attention_heads
+    return np.asarray((heads % table["heads"] == 0) & (heads % table["tensor"] == 0))
 
 
 def _remote_ranks(table: Table, network: Network, cells: Cells) -> tuple[Numbers, Numbers, Numbers]:
@@ -134,11 +200,19 @@ def _remote_ranks(table: Table, network: Network, cells: Cells) -> tuple[Numbers
 
 def _decode_cells(
     question: Question, table: Table, rates: Rates, dealt: Dealt, layer: Layer, cells: Cells
-) -> tuple[Array, Array]:
-    """Decode: a query block is a part of the sequences. (seconds, query tokens) of every cell."""
-    full, _ = decode_seconds(question, table, layer, rates, dealt.full)
-    other, _ = decode_seconds(question, table, layer, rates, dealt.other)
+) -> tuple[Array, Array, Array]:
+    """Decode: a query block is a part of the sequences. Of every cell: seconds on its first KV block, which stores the
+    new tokens; its sequences; the least seconds of any KV block."""
     is_full = cells.block < dealt.full_parts[cells.row]
-    seconds = np.where(is_full, full[cells.row], other[cells.row])
+
+    def of_cells(stored: int) -> Array:
+        full, other = (
+            decode_seconds(question, table, layer, rates, sequences, stored=stored)[0]
+            for sequences in (dealt.full, dealt.other)
+        )
+        return np.where(is_full, full[cells.row], other[cells.row])
+
+    seconds = of_cells(1)
+    least = np.where(table["keys"][cells.row] > 1, np.minimum(seconds, of_cells(0)), seconds)
     sequences = np.where(is_full, dealt.full[cells.row], dealt.other[cells.row])
-    return seconds, sequences.astype(float)
+    return seconds, sequences.astype(float), least

@@ -5,7 +5,9 @@ sent: a single machine with release dates, where t = max(t, P_s + latency) + byt
 any sharing of the NIC ends. Attention then starts, and the layer ends:
 
     no streams   end_r = max(P_r, arrival_r) + attention_r + after_r
-    streams      end_r ≥ max(P_r + attention_r, arrival_r) + after_r
+    streams      end_r ≥ max(P_r + attention_r, arrival_r + the last piece's attention) + after_r
+
+(pieces are attended to in order, and the earliest that all can have arrived is no earlier than the last one's turn)
 
 Left out, so this stays a bound: the senders' NICs, keys that pass links inside a node.
 """
@@ -29,6 +31,7 @@ class Leg:
 
     before: Array
     attention: Array
+    last: Array
     after: Array
     keys_s: Array
     needs: Array
@@ -48,7 +51,7 @@ def run_leg(ends: Array, leg: Leg) -> Array:
         needed = leg.needs[rows, sender] > 0
         arrival = np.where(needed, np.maximum(arrival, ready) + leg.keys_s[rows, sender], arrival)
     plain = np.maximum(projected, arrival) + leg.attention
-    streamed = np.maximum(projected + leg.attention, arrival)
+    streamed = np.maximum(projected + leg.attention, arrival + leg.last)
     return np.asarray(np.where(leg.streamed[:, None] > 0, streamed, plain) + leg.after)
 
 

@@ -21,6 +21,7 @@ from simulator.costs.pricing import as_measured, measured_collectives
 from simulator.errors import ProfileError
 from simulator.fabric.topology import Topology
 from simulator.profile import Profile
+from simulator.program import CollectiveKind
 from simulator.units import DTYPE_BYTES
 
 Array = npt.NDArray[np.float64]
@@ -37,7 +38,7 @@ class Rates:
     dtype: str
     topology: Topology
     roofline: bool = False
-    collectives: dict[tuple[tuple[int, ...], float], float] = field(default_factory=dict, compare=False, repr=False)
+    collectives: dict[Call, float] = field(default_factory=dict, compare=False, repr=False)
 
     def as_roofline(self) -> Rates:
         """The same with ``roofline`` set."""
@@ -111,31 +112,31 @@ class Rates:
             found.append(np.where(moved > 0, seconds, 0.0) * slowdown)
         return np.asarray(np.minimum.reduce(found))
 
-    def all_reduce(self, ranks: tuple[int, ...], num_bytes: Array) -> Array:
-        """Seconds of an all-reduce of ``ranks``, alone on its links, for every size."""
+    def collective(self, kind: CollectiveKind, ranks: tuple[int, ...], num_bytes: Array) -> Array:
+        """Seconds of a collective of ``ranks``, alone on its links, for every size."""
         if len(ranks) < 2:
             return np.zeros(len(num_bytes))
         sizes, inverse = np.unique(num_bytes, return_inverse=True)
-        curve = self._curve(ranks, sizes)
+        curve = self._curve(kind, ranks, sizes)
         if curve is None:
-            curve = np.array([self._across_nodes(ranks, float(size)) for size in sizes])
+            curve = np.array([self._across_nodes(kind, ranks, float(size)) for size in sizes])
         return np.asarray(np.where(sizes > 0, curve, 0.0)[inverse])
 
-    def _across_nodes(self, ranks: tuple[int, ...], num_bytes: float) -> float:
+    def _across_nodes(self, kind: CollectiveKind, ranks: tuple[int, ...], num_bytes: float) -> float:
         """``collective_cost``, each call once."""
-        if (ranks, num_bytes) not in self.collectives:
-            call = Call("all_reduce", "auto", ranks, num_bytes)
+        call = Call(kind, "auto", ranks, num_bytes)
+        if call not in self.collectives:
             cost = collective_cost(call, self.topology, measured_collectives(self.profiles))
-            self.collectives[ranks, num_bytes] = cost.seconds
-        return self.collectives[ranks, num_bytes]
+            self.collectives[call] = cost.seconds
+        return self.collectives[call]
 
-    def _curve(self, ranks: tuple[int, ...], sizes: Array) -> Array | None:
+    def _curve(self, kind: CollectiveKind, ranks: tuple[int, ...], sizes: Array) -> Array | None:
         """The measured curve, where all ranks share a node."""
         places = [self.topology.places[rank] for rank in ranks]
         if len({place.node for place in places}) > 1:
             return None
         try:
-            return collective_seconds("all_reduce", len(ranks), sizes, self.profiles[places[0].spec.gpu])[0]
+            return collective_seconds(kind, len(ranks), sizes, self.profiles[places[0].spec.gpu])[0]
         except ProfileError:
             return None
 

@@ -1,8 +1,9 @@
 """Engine: a program on a SimPy clock of integer picoseconds.
 
-A process plays each stream of each rank in order (``streams.py``: CUDA's rule). Compute on a GPU of its own is a
-timeout; on a CPU node it shares the cores. A Send meets its Recv by (sender, receiver, tag), a Collective its peers
-by (ranks, tag); when all are there the transfer starts, on links shared with every other (``network.py``).
+A task starts when its stream's previous one and those it waits for have ended (``streams.py``: CUDA's rule). Compute
+on a GPU of its own is a timeout; on a CPU node it shares the cores. A Send meets its Recv by (sender, receiver, tag), a
+Collective its peers by (ranks, tag); when all are there the transfer starts, on links shared with every other
+(``network.py``).
 Overlap is what these rules allow, nothing else. Whatever has not ended when the clock stops is a deadlock: an
 ExecutionError names ranks, operations and what each waits for.
 What it ignores: host threads (an operation is issued long before it can run), memory copies within a device.
@@ -11,13 +12,12 @@ What it ignores: host threads (an operation is issued long before it can run), m
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
-import simpy
 
 from simulator.cluster import Cluster
 from simulator.costs.collective_cost import Call, collective_cost
@@ -29,14 +29,15 @@ from simulator.profile import Profile
 from simulator.program import Collective, Program, Recv, Send
 from simulator.simulation.clock import Clock, collector_paused, picoseconds
 from simulator.simulation.deadlock import Stuck, deadlock_message
-from simulator.simulation.streams import COMPUTE, RankStreams, StreamKey, streams_of
+from simulator.simulation.streams import COMPUTE, RankStreams, followers_of, streams_of
 from simulator.simulation.timeline import Timeline
 from simulator.simulation.world import Seconds, World, world_of
 from simulator.units import PICOSECONDS_PER_S
 
 __all__ = ["World", "run", "run_until", "simulate", "world_of"]
 
-Process = Generator[simpy.Event, Any, None]
+End = tuple[int, int]
+"""(rank, task)."""
 TRANSFERS = (Send, Recv, Collective)
 
 
@@ -82,16 +83,8 @@ def _check_size(program: Program, cluster: Cluster) -> None:
         )
 
 
-@dataclass(slots=True)
-class _Meeting:
-    """A transfer some of whose ends have arrived: (rank, task) each, and the event that ends it for all."""
-
-    ended: simpy.Event
-    ends: list[tuple[int, int]]
-
-
 class _Run:
-    """The state of one run. Per rank: tasks, when each began and ended, the event others wait for."""
+    """The state of one run. Per rank and task: when it began and ended, how many it waits for, who waits for it."""
 
     def __init__(self, program: Program, topology: Topology, durations_s: Sequence[Seconds], world: World) -> None:
         self.program, self.topology, self.world = program, topology, world
@@ -101,20 +94,22 @@ class _Run:
             np.asarray(durations, dtype=np.float64) * topology.places[rank].spec.slowdown
             for rank, durations in enumerate(durations_s)
         ]
-        shared = [place.node in self.network.cores for place in topology.places]
-        self.streams = [streams_of(ops, coalesce=not shared[rank]) for rank, ops in enumerate(program.ranks)]
+        self.shared = [place.node in self.network.cores for place in topology.places]
+        self.streams = [streams_of(ops, coalesce=not self.shared[rank]) for rank, ops in enumerate(program.ranks)]
         self.began = [[-1] * len(streams.tasks) for streams in self.streams]
         self.ended = [[-1] * len(streams.tasks) for streams in self.streams]
-        self.events: list[dict[int, simpy.Event]] = [{} for _ in self.streams]  # made by the first that waits
-        self.shared = shared
-        self.meetings: dict[tuple[int, ...], _Meeting] = {}
+        self.left, self.followers = zip(*(followers_of(streams) for streams in self.streams), strict=True)
+        self.before = [self._compute_before(rank) for rank in range(len(self.streams))]
+        self.length = [self._lengths(rank) for rank in range(len(self.streams))]
+        self.meetings: dict[tuple[int, ...], list[End]] = {}
         self.groups: dict[tuple[int, ...], int] = {}
         self.flows: dict[Call, CollectiveFlow] = {}
 
     def play(self, deadline_s: float) -> Timeline | None:
         for rank, streams in enumerate(self.streams):
-            for key, numbers in streams.streams.items():
-                self.clock.process(self._stream(rank, key, numbers))
+            for numbers in streams.streams.values():
+                if not self.left[rank][numbers[0]]:
+                    self.clock.after(0, partial(self._start, rank, numbers[0]))
         self.clock.run(None if math.isinf(deadline_s) else picoseconds(deadline_s) + 1)
         stuck = self._stuck()
         if stuck and not math.isinf(self.clock.peek()):
@@ -123,78 +118,60 @@ class _Run:
             raise ExecutionError(deadlock_message(self.program, stuck))
         return self._timeline()
 
-    def _stream(self, rank: int, key: StreamKey, numbers: list[int]) -> Process:
-        if key is not COMPUTE:
-            return self._transfers(rank, numbers)
-        return self._shared_compute(rank, numbers) if self.shared[rank] else self._compute(rank, numbers)
-
-    def _compute(self, rank: int, numbers: list[int]) -> Process:
-        """A GPU's compute stream: one timeout a task, however many operations it has."""
-        clock, ended, tasks, began = self.clock, self.ended[rank], self.streams[rank].tasks, self.began[rank]
-        total = self._compute_before(rank).tolist()
-        for number in numbers:
-            task = tasks[number]
-            for wait in task.waits:
-                if ended[wait] < 0:
-                    yield self._end_of(rank, wait)
-            began[number] = clock.now_ps
-            yield clock.timeout(total[task.last + 1] - total[task.first])
-            self._end(rank, number)
-
     def _compute_before(self, rank: int) -> npt.NDArray[np.int64]:
         """Picoseconds of compute issued before each operation of a rank; one entry more than operations."""
-        compute = np.zeros(len(self.program.ranks[rank]), dtype=np.bool_)
         streams = self.streams[rank]
+        length = np.rint(self.seconds[rank] * PICOSECONDS_PER_S).astype(np.int64)
         of_compute = np.zeros(len(streams.tasks), dtype=np.bool_)
         of_compute[streams.streams.get(COMPUTE, [])] = True
-        compute = of_compute[np.array(streams.task_of, dtype=np.int64)] if len(compute) else compute
-        length = np.rint(self.seconds[rank] * PICOSECONDS_PER_S).astype(np.int64) * compute
+        if len(length):
+            length = length * of_compute[np.array(streams.task_of, dtype=np.int64)]
         return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(length)))
 
-    def _shared_compute(self, rank: int, numbers: list[int]) -> Process:
-        """A CPU rank's compute: every operation is an activity on its node's cores."""
-        moved = self.world.moved_bytes
-        for number in numbers:
-            task = self.streams[rank].tasks[number]
-            yield from self._waits(rank, task.waits)
+    def _lengths(self, rank: int) -> list[int]:
+        """Picoseconds of every compute task on a device of its own; −1 for transfers and on shared cores."""
+        streams = self.streams[rank]
+        lengths = [-1] * len(streams.tasks)
+        before = self.before[rank].tolist()
+        for number in () if self.shared[rank] else streams.streams.get(COMPUTE, ()):
+            task = streams.tasks[number]
+            lengths[number] = before[task.last + 1] - before[task.first]
+        return lengths
+
+    def _start(self, rank: int, number: int) -> None:
+        """All that a task waits for has ended."""
+        length = self.length[rank][number]
+        if length >= 0:
             self.began[rank][number] = self.clock.now_ps
-            over = simpy.Event(self.clock)
-            num_bytes = 0.0 if moved is None else float(moved[rank][task.first])
-            self.network.kernel(rank, float(self.seconds[rank][task.first]), num_bytes, over.succeed)
-            yield over
-            self._end(rank, number)
+            self.clock.after(length, partial(self._end, rank, number))
+            return
+        operation = self.program.ranks[rank][self.streams[rank].tasks[number].first]
+        if isinstance(operation, TRANSFERS):
+            self._meet(rank, number, operation)
+        else:
+            self._compute_on_cores(rank, number)
 
-    def _transfers(self, rank: int, numbers: list[int]) -> Process:
-        operations, tasks = self.program.ranks[rank], self.streams[rank].tasks
-        for number in numbers:
-            task = tasks[number]
-            if task.waits:
-                yield from self._waits(rank, task.waits)
-            operation = operations[task.first]
-            assert isinstance(operation, TRANSFERS)
-            yield self._meet(rank, number, operation)
-            self._end(rank, number)
-
-    def _waits(self, rank: int, waits: tuple[int, ...]) -> Process:
-        for wait in waits:
-            if self.ended[rank][wait] < 0:
-                yield self._end_of(rank, wait)
-
-    def _end_of(self, rank: int, number: int) -> simpy.Event:
-        """The event of a task that has not ended yet."""
-        event = self.events[rank].get(number)
-        if event is None:
-            event = self.events[rank][number] = simpy.Event(self.clock)
-        return event
+    def _compute_on_cores(self, rank: int, number: int) -> None:
+        """A CPU rank's operation is an activity on its node's cores."""
+        index, moved = self.streams[rank].tasks[number].first, self.world.moved_bytes
+        self.began[rank][number] = self.clock.now_ps
+        num_bytes = 0.0 if moved is None else float(moved[rank][index])
+        self.network.kernel(rank, float(self.seconds[rank][index]), num_bytes, partial(self._end, rank, number))
 
     def _end(self, rank: int, number: int) -> None:
         self.ended[rank][number] = self.clock.now_ps
-        event = self.events[rank].pop(number, None)
-        if event is not None:
-            event.succeed()
+        left = self.left[rank]
+        for follower in self.followers[rank][number]:
+            left[follower] -= 1
+            if not left[follower]:
+                self._start(rank, follower)
 
-    def _meet(self, rank: int, number: int, operation: Send | Recv | Collective) -> simpy.Event:
-        """Arrive at a transfer; the last to arrive starts it. The event that ends it for everybody."""
+    def _end_all(self, ends: list[End]) -> None:
+        for rank, number in ends:
+            self._end(rank, number)
+
+    def _meet(self, rank: int, number: int, operation: Send | Recv | Collective) -> None:
+        """Arrive at a transfer; the last to arrive starts it, and it ends for all at once."""
         key: tuple[int, ...]
         match operation:
             case Send(to=to, tag=tag):
@@ -203,31 +180,30 @@ class _Run:
                 key, size = (source, rank, tag), 2
             case Collective(ranks=ranks, tag=tag):
                 key, size = (self.groups.setdefault(ranks, len(self.groups)), tag), len(ranks)
-        meeting = self.meetings.get(key)
-        if meeting is None:
-            meeting = self.meetings[key] = _Meeting(simpy.Event(self.clock), [])
-        meeting.ends.append((rank, number))
-        if len(meeting.ends) == size:
+        ends = self.meetings.get(key)
+        if ends is None:
+            ends = self.meetings[key] = []
+        ends.append((rank, number))
+        if len(ends) == size:
             del self.meetings[key]
-            self._begin(operation, meeting)
-        return meeting.ended
+            self._begin(operation, ends)
 
-    def _begin(self, operation: Send | Recv | Collective, meeting: _Meeting) -> None:
-        for rank, number in meeting.ends:
+    def _begin(self, operation: Send | Recv | Collective, ends: list[End]) -> None:
+        for rank, number in ends:
             self.began[rank][number] = self.clock.now_ps
-        self._check(operation, meeting)
-        done = meeting.ended.succeed
+        self._check(operation, ends)
+        done = partial(self._end_all, ends)
         match operation:
             case Send(to=to, num_bytes=num_bytes):
-                self.network.message(meeting.ends[1][0], to, num_bytes, done)
+                self.network.message(ends[1][0], to, num_bytes, done)
             case Recv(source=source, num_bytes=num_bytes):
-                self.network.message(source, meeting.ends[1][0], num_bytes, done)
+                self.network.message(source, ends[1][0], num_bytes, done)
             case Collective():
                 self.network.collective(self._flow(operation), done)
 
-    def _check(self, operation: Send | Recv | Collective, meeting: _Meeting) -> None:
+    def _check(self, operation: Send | Recv | Collective, ends: list[End]) -> None:
         """All ends of a transfer must agree on its kind and size."""
-        for rank, number in meeting.ends[:-1]:
+        for rank, number in ends[:-1]:
             other = self.program.ranks[rank][self.streams[rank].tasks[number].first]
             assert isinstance(other, TRANSFERS)
             same_kind = not isinstance(operation, Collective) or (
@@ -236,7 +212,7 @@ class _Run:
             if other.num_bytes != operation.num_bytes or not same_kind:
                 raise ExecutionError(
                     f"tag {operation.tag}: rank {rank} has {other!r:.120} "
-                    f"but rank {meeting.ends[-1][0]} has {operation!r:.120}; their kinds and sizes must agree"
+                    f"but rank {ends[-1][0]} has {operation!r:.120}; their kinds and sizes must agree"
                 )
 
     def _flow(self, operation: Collective) -> CollectiveFlow:
@@ -280,7 +256,7 @@ class _Run:
         began, ended = np.array(self.began[rank]), np.array(self.ended[rank])
         if self.shared[rank]:
             return began[task_of], ended[task_of]
-        before = self._compute_before(rank)
+        before = self.before[rank]
         first = np.array([task.first for task in streams.tasks], dtype=np.int64)
         start = began[task_of] + before[:-1] - before[first][task_of]
         is_compute = np.zeros(len(streams.tasks), dtype=np.bool_)

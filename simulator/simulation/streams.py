@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, cast
 
 from simulator.program import Collective, Operation, Recv, Send
@@ -92,6 +93,20 @@ def _dependencies(operations: Sequence[Operation], keys: Sequence[StreamKey]) ->
         for name in operation.writes:
             writer[name] = index
     return needs, watched
+
+
+def followers_of(streams: RankStreams) -> tuple[list[int], list[list[int]]]:
+    """Per task: how many it waits for, its stream's previous one included, and the tasks that wait for it."""
+    left = [len(task.waits) for task in streams.tasks]
+    followers: list[list[int]] = [[] for _ in streams.tasks]
+    for numbers in streams.streams.values():
+        for number, following in pairwise(numbers):
+            followers[number].append(following)
+            left[following] += 1
+    for number, task in enumerate(streams.tasks):
+        for wait in task.waits:
+            followers[wait].append(number)
+    return left, followers
 
 
 def predecessors(operations: Sequence[Operation]) -> list[tuple[int, ...]]:
