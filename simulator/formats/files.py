@@ -116,7 +116,9 @@ def validate(value: Any, model: type[T], *, source: str) -> T:
         return model.model_validate_json(encode_json(value, inf_nan_mode="constants"), strict=True)
     except ValidationError as error:
         errors = error.errors(include_url=False, include_context=False, include_input=False)
-        first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])  # a typo is also "missing"
+        versions = [e for e in errors if e["loc"] == ("schema_version",)]  # another version explains all the rest
+        typos = [e for e in errors if e["type"] == "extra_forbidden"]  # a typo is also "missing"
+        first = (*versions, *typos, *errors)[0]
         more = f" (+{error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise SpecError(f"{source}: {_place(first)}: {_problem(first, model, value)}{more}") from error
     except ValueError as error:
@@ -140,6 +142,9 @@ def _problem(error: ErrorDetails, model: type[BaseModel], value: Any) -> str:
             return "missing; add it"
         case "json_invalid":
             return "nested deeper than any attnplan file; flatten it"
+        case "literal_error" if error["loc"] == ("schema_version",):
+            known = model.model_fields["schema_version"].default
+            return f"this attnplan reads version {known}{found}; make the file anew with it, or update attnplan"
         case "string_pattern_mismatch":
             return f"not a name (one line, no slash, no leading dot){found}"
     message = error["msg"].removeprefix("Value error, ")
