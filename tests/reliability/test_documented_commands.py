@@ -1,0 +1,137 @@
+"""No documented command can rot: every line of a ``console`` block and every ``python`` block of the docs is run.
+
+A command runs here unless it is listed: in SLOW (minutes, or many processes: run for the report) or in ELSEWHERE
+(cannot run on any machine; the reason says what it needs). Blocks of a page share a folder with the files that the text
+talks of.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from simulator.formats.files import to_json
+from simulator.profile import load_profile
+from tests.reliability.parsers import CONFIG, OPERATIONS, TOPO, TRACE
+from tests.reliability.scale import FULL, ROOT, record
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+LIMIT_S = 120.0
+SLOW_LIMIT_S = 900.0
+ELSEWHERE = {
+    "make test": "it is what runs this",
+    "make demo": "installs an environment of its own; its commands are run one by one below",
+    "nvidia-smi topo -m > topo.txt": "needs NVIDIA's driver; the folder holds such a print-out",
+    "plan calibrate --device cuda --budget 600 -o profile.json": "needs a CUDA GPU",
+}
+SLOW = (
+    "plan make fa-pool",
+    "plan make local --profile out/local-profile.json && plan run out/local-allocation.json --tokens 1024 "
+    "--decode-tokens 32",
+    "plan validate out/local-allocation.json out/measurement.json",
+    "plan calibrate import aiconfigurator",
+    "plan run ",
+    "plan validate ",
+    "plan paper",
+    "plan compare",
+    "plan calibrate",
+    "plan serve",
+    "python -m benchmarks.",
+    "python -m tests.reliability.report",
+    "make validate",
+)
+PREPARED = {
+    "README.md": (
+        "mkdir -p out",
+        "plan calibrate --device cpu --budget 12 -o out/local-profile.json",
+        "plan make local --profile out/local-profile.json -o out/local-allocation.json",
+        "plan run out/local-allocation.json --tokens 128 --decode-tokens 2 --repeats 1 -o out/measurement.json",
+    ),
+    "how-to.md": (
+        "plan cluster import topo topo.txt --gpu A100-SXM4-80GB --nodes 4 --nic-gbit-s 200 -o my-cluster.yaml",
+    ),
+}
+
+
+def blocks(page: Path, language: str) -> Iterator[str]:
+    yield from re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    """Lines that begin with ``$``, without their comments, continued lines joined."""
+    text = "\n".join(blocks(page, "console")).replace("\\\n", " ")
+    return [re.sub(r"\s+#\s.*$", "", line[2:]).strip() for line in text.splitlines() if line.startswith("$ ")]
+
+
+def is_slow(command: str) -> bool:
+    return command.startswith(SLOW)
+
+
+def cases(*, slow: bool) -> list[object]:
+    """One case a page: its commands build on one another."""
+    found = []
+    for page in PAGES:
+        chosen = [one for one in commands(page) if one not in ELSEWHERE and (slow or not is_slow(one))]
+        if chosen or list(blocks(page, "python")):
+            found.append(pytest.param(page, chosen, id=page.name))
+    return found
+
+
+def run(command: str, folder: Path, limit_s: float) -> None:
+    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    began_s = time.monotonic()
+    try:
+        done = subprocess.run(
+            ["bash", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, timeout=limit_s,
+            check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"{command}: more than {limit_s:.0f} s; a slow command belongs into SLOW, with the report")
+    assert done.returncode == 0, f"$ {command}\n{done.stderr[-1500:]}"
+    record("documented commands", command=command, seconds=round(time.monotonic() - began_s, 1))
+
+
+def prepare(folder: Path) -> None:
+    """The files that the pages talk of, and ``plan`` and ``python`` as an installed environment has them."""
+    (folder / "bin").mkdir()
+    for name, what in (("plan", "-m planner.cli "), ("python", "")):
+        script = folder / "bin" / name
+        script.write_text(f'#!/bin/sh\nexec {sys.executable} {what}"$@"\n')
+        script.chmod(0o755)
+    (folder / "path" / "to").mkdir(parents=True)
+    (folder / "path" / "to" / "config.json").write_text(CONFIG)
+    (folder / "config.json").write_text(CONFIG)
+    (folder / "topo.txt").write_text(TOPO)
+    (folder / "trace.csv").write_text(TRACE)
+    (folder / "operations.csv").write_text(OPERATIONS)
+    (folder / "profile.json").write_text(to_json(load_profile("a100-sxm4-80gb")))
+    for name in ("simulator", "benchmarks", "docs"):
+        (folder / name).symlink_to(ROOT / name)
+
+
+@pytest.mark.parametrize(("page", "chosen"), cases(slow=FULL))
+def test_the_commands_and_programs_of_a_page_run(page: Path, chosen: list[str], tmp_path: Path) -> None:
+    prepare(tmp_path)
+    if FULL or page.name != "README.md":
+        for command in PREPARED.get(page.name, ()):
+            run(command, tmp_path, SLOW_LIMIT_S)
+    for command in chosen:
+        run(command, tmp_path, SLOW_LIMIT_S if FULL else LIMIT_S)
+    for program in blocks(page, "python"):
+        (tmp_path / "program.py").write_text(program)
+        run("python program.py", tmp_path, LIMIT_S)
+
+
+def test_commands_are_found_and_none_is_listed_in_vain() -> None:
+    found = [command for page in PAGES for command in commands(page)]
+    assert len(found) >= 15
+    assert not [one for one in ELSEWHERE if one not in found], "listed, but no page has it any more"
+    assert any(not is_slow(one) and one not in ELSEWHERE for one in found)
