@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from planner.documents.placements import across, one_stage
+from planner.documents.placements import static as static
 from simulator.model import Experts, Layer, Model
-from simulator.placement import AttentionGrid, Placement, Stage, even_split
+from simulator.placement import AttentionGrid, Placement, even_split
 
 
 def tiny_model(
@@ -34,90 +36,33 @@ def tiny_model(
     )
 
 
-def static(model: Model, tensor: int, pipeline: int = 1, *, micro_batches: int = 1) -> Placement:
-    """TP × PP on ranks 0…tensor·pipeline−1."""
-    stages, first = [], 0
-    for index, size in enumerate(even_split(model.num_layers, pipeline)):
-        ranks = tuple(range(index * tensor, (index + 1) * tensor))
-        stages.append(
-            Stage(
-                first_layer=first,
-                last_layer=first + size,
-                attention_ranks=ranks,
-                grid=AttentionGrid(heads=even_split(model.num_attention_heads, tensor)),
-                feed_forward_ranks=ranks,
-                tensor_degree=tensor,
-            )
-        )
-        first += size
-    return Placement(name=f"tp{tensor}-pp{pipeline}", stages=tuple(stages), micro_batches=micro_batches)
-
-
 def pooled(model: Model, base: int, grid: AttentionGrid, **options: object) -> Placement:
     """FA Pool and hybrids: ``base`` ranks, then the pool's."""
-    stage = Stage(
-        first_layer=0,
-        last_layer=model.num_layers,
-        attention_ranks=tuple(range(base, base + grid.num_ranks)),
-        grid=grid,
-        feed_forward_ranks=tuple(range(base)),
-        tensor_degree=base,
-    )
-    return Placement.model_validate({"name": f"pool{grid.num_ranks}", "stages": (stage,), **options})
+    ranks = range(base, base + grid.num_ranks), range(base)
+    return one_stage(model, f"pool{grid.num_ranks}", grid, ranks, base, **options)
 
 
 def joined(model: Model, base: int, grid: AttentionGrid, **options: object) -> Placement:
     """A pool that joins a base which attends too: the first ``base`` ranks are in both groups."""
-    stage = Stage(
-        first_layer=0,
-        last_layer=model.num_layers,
-        attention_ranks=tuple(range(grid.num_ranks)),
-        grid=grid,
-        feed_forward_ranks=tuple(range(base)),
-        tensor_degree=base,
-    )
-    return Placement.model_validate({"name": f"joined{grid.num_ranks}", "stages": (stage,), **options})
+    return one_stage(model, f"joined{grid.num_ranks}", grid, (range(grid.num_ranks), range(base)), base, **options)
 
 
 def context_parallel(model: Model, tensor: int, replicas: int, **options: object) -> Placement:
-    ranks = tuple(range(tensor * replicas))
-    heads = even_split(model.num_attention_heads, tensor)
-    by_head = tuple(replica * tensor + shard for shard in range(tensor) for replica in range(replicas))
-    stage = Stage(
-        first_layer=0,
-        last_layer=model.num_layers,
-        attention_ranks=by_head,
-        grid=AttentionGrid(heads=heads, query_blocks=replicas),
-        feed_forward_ranks=ranks,
-        tensor_degree=tensor,
-    )
-    return Placement.model_validate({"name": f"tp{tensor}-cp{replicas}", "stages": (stage,), **options})
+    grid = AttentionGrid(heads=even_split(model.num_attention_heads, tensor), query_blocks=replicas)
+    ranks = across(tensor, replicas), range(tensor * replicas)
+    return one_stage(model, f"tp{tensor}-cp{replicas}", grid, ranks, tensor, **options)
 
 
 def separated(model: Model, attention: int, experts: int, **options: object) -> Placement:
     """MA Separation: ``attention`` ranks with whole heads, then ``experts`` ranks with whole experts."""
-    everyone = options.get("exit") == "all_reduce_broadcast"
-    stage = Stage(
-        first_layer=0,
-        last_layer=model.num_layers,
-        attention_ranks=tuple(range(attention)),
-        grid=AttentionGrid(heads=even_split(model.num_attention_heads, attention)),
-        feed_forward_ranks=tuple(range(attention, attention + experts)),
-        tensor_degree=experts if everyone else 1,
-        projections="attention",
-    )
-    return Placement.model_validate({"name": f"ma{attention}-{experts}", "stages": (stage,), **options})
+    grid = AttentionGrid(heads=even_split(model.num_attention_heads, attention))
+    degree = experts if options.get("exit") == "all_reduce_broadcast" else 1
+    ranks = range(attention), range(attention, attention + experts)
+    return one_stage(model, f"ma{attention}-{experts}", grid, ranks, degree, projections="attention", **options)
 
 
 def two_level(model: Model, groups: int, slices: int, **options: object) -> Placement:
     """``groups`` head groups × ``slices`` dimension slices; the feed-forward is cut over all of them."""
-    ranks = tuple(range(groups * slices))
-    stage = Stage(
-        first_layer=0,
-        last_layer=model.num_layers,
-        attention_ranks=ranks,
-        grid=AttentionGrid(heads=even_split(model.num_attention_heads, groups), dim_slices=slices),
-        feed_forward_ranks=ranks,
-        tensor_degree=len(ranks),
-    )
-    return Placement.model_validate({"name": f"two-level{groups}x{slices}", "stages": (stage,), **options})
+    grid = AttentionGrid(heads=even_split(model.num_attention_heads, groups), dim_slices=slices)
+    ranks = range(groups * slices)
+    return one_stage(model, f"two-level{groups}x{slices}", grid, (ranks, ranks), len(ranks), **options)

@@ -8,12 +8,15 @@ from planner.paper import scenarios
 from planner.paper.scaling import POOLS
 from planner.paper.slices import decode_choice
 from planner.paper.speedup import ceiling, speed_up
-from planner.paper.split import crossover, sweep
+from planner.paper.split import crossover, split_times, sweep
+from planner.paper.whole_steps import slice_step, split_step
+from simulator.workload import Phase
 
 MAY_LIE_OUTSIDE = {
     "break-even from kernels, KV overlapped, p = 16, 2 NICs",  # lengths beyond the calibrated range
     "break-even from kernels, KV overlapped, p = 16, 1 NICs",
     "12 : 4, decode of 256 × 2048, measured experts",
+    "12 : 4, decode of 256 × 2048, simulated step",
     "break-even simulated, KV in pieces, p = 32, 8 NICs",
     "break-even simulated, KV in pieces, p = 32, 4 NICs",
     "decode, 32 GPUs as 8 head groups × 4 KV blocks",
@@ -62,6 +65,31 @@ def test_more_attention_gpus_tip_the_balance_to_the_experts() -> None:
 def test_slices_help_where_few_kv_heads_are_left_and_a_sequence_split_helps_more() -> None:
     four = decode_choice(4)
     assert four.sequence_s < four.slices_s < four.heads_only_s
+
+
+@pytest.mark.parametrize(("phase", "batch"), [("prefill", 1), ("decode", 256)])
+def test_a_whole_step_of_ma_separation_holds_the_closed_forms_kernels_and_more(phase: Phase, batch: int) -> None:
+    """12 : 4 as written: the core is the same kernel; experts add router, dispatch, combine; the step adds the rest."""
+    whole, closed = split_step(phase, batch, 12, "all_reduce_broadcast"), split_times(phase, batch, 12)
+    assert whole is not None
+    assert whole.core_s == pytest.approx(closed.core_s, rel=1e-3)  # a decode step also attends to its own token
+    assert closed.measured_s < whole.experts_s < 1.05 * closed.measured_s
+    assert whole.step_s > whole.core_s + whole.experts_s
+
+
+def test_two_micro_batches_hide_attention_behind_experts_once_exits_are_all_to_all() -> None:
+    one, two = (split_step("prefill", 16, 12, micro_batches=number) for number in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert two.step_s < 0.75 * one.step_s
+
+
+def test_whole_decode_steps_agree_with_closed_forms_on_what_wins() -> None:
+    """Everything beside attention is alike, so differences between ways to cut it carry over."""
+    for kv_heads in (1, 2, 4, 8):
+        whole, closed = slice_step(kv_heads), decode_choice(kv_heads)
+        assert (whole.slices_s < whole.heads_only_s) == (closed.slices_s < closed.heads_only_s)
+        assert whole.sequence_s < min(whole.slices_s, whole.heads_only_s)
 
 
 def test_the_committed_page_lists_every_figure() -> None:
