@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from executor.attention_backends import Backend, attend
+from executor.attention_backends import Backend, attend, mapped
 from executor.rows import sequences_of
 from simulator.program import Attention, Chunk
 from simulator.tile import Span
@@ -26,13 +26,21 @@ MIN_BAND_QUERIES = 64  # rows of a sliding-window band: fewer make too many smal
 
 @dataclass(frozen=True, slots=True)
 class HeadRun:
-    """Query heads [q_start, q_stop) and KV heads [kv_start, kv_stop), each KV head serving ``members`` query heads."""
+    """Query heads [q_start, q_stop) and KV heads [kv_start, kv_stop), each KV head serving ``members`` query heads, or
+    query head i served by KV head ``serving[i]`` (Triton's kernel only)."""
 
     q_start: int
     q_stop: int
     kv_start: int
     kv_stop: int
     members: int
+    serving: tuple[int, ...] = ()
+
+
+def head_map(heads: Span, kv_heads: Span, group_size: int) -> HeadRun:
+    """All heads at once, uneven as they may be."""
+    serving = tuple(head // group_size - kv_heads[0] for head in range(*heads))
+    return HeadRun(0, len(serving), 0, kv_heads[1] - kv_heads[0], 0, serving)
 
 
 def head_runs(heads: Span, kv_heads: Span, group_size: int) -> tuple[HeadRun, ...]:
@@ -54,6 +62,8 @@ def attention(operation: Attention, q: Tensor, kv: Sequence[Tensor], backend: Ba
     o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     runs = head_runs(operation.heads, operation.kv_heads, operation.group_size)
+    if backend == "triton" and len(runs) > 1 and not operation.window:
+        runs = (head_map(operation.heads, operation.kv_heads, operation.group_size),)
     for rows, chunk, keys in _chunks(operation, kv):
         count, start = keys.shape[0], rows[0]
         per_sequence, offset = rows[1], rows[2]
@@ -95,7 +105,10 @@ def _run_of_heads(chunk: Chunk, run: HeadRun, views: list[Tensor], keys: Tensor,
     if chunk.causal and 0 < window < num_keys:
         _banded(q, k, v, o, lse, window, backend)
         return
-    out, out_lse = chunk_attention(q, k, v, chunk.causal, backend)
+    if run.serving:
+        out, out_lse = mapped(q, k, v, causal=chunk.causal, serving=run.serving)
+    else:
+        out, out_lse = chunk_attention(q, k, v, chunk.causal, backend)
     o.copy_(out)
     lse.copy_(out_lse.transpose(1, 2))
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from simulator.errors import ExecutionError
 
-Backend = Literal["flash_attn_4", "flash_attn_3", "flash_attn_2", "torch_flash", "torch_cudnn", "cpu_flash", "math"]
+Backend = Literal[
+    "flash_attn_4", "flash_attn_3", "flash_attn_2", "torch_flash", "torch_cudnn", "triton", "cpu_flash", "math"
+]
 
 PROBE_TOLERANCE = 2e-2  # bf16 rounding of outputs of order one
 CPU_BACKENDS: tuple[Backend, ...] = ("cpu_flash", "math")
@@ -32,6 +34,8 @@ def attend(
             return _math(q, k, v, causal, mask)
         case _ if mask is not None:
             return _math(q, k, v, causal, mask)
+        case "triton":
+            return mapped(q, k, v, causal=causal)
         case "torch_flash" | "torch_cudnn":
             return _torch_cuda(q, k, v, causal, backend)
         case "flash_attn_2":
@@ -42,6 +46,14 @@ def attend(
         case "flash_attn_4":
             o, lse = _module("flash_attn.cute").flash_attn_func(q, k, v, causal=causal, return_lse=True)[:2]
             return o, lse
+
+
+def mapped(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, serving: tuple[int, ...] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Triton's kernel: query head h is served by KV head ``serving[h]`` (None: in even groups)."""
+    o, lse = _module("executor.triton_attention").attend(q, k, v, causal=causal, serving=serving)
+    return o, lse
 
 
 def _cpu_flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, mask: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -114,6 +126,19 @@ def choose(device: torch.device, dtype: torch.dtype, head_dim: int) -> Backend:
             return backend
         problems.append(f"{backend}: {found}")
     raise ExecutionError(f"no attention backend for {dtype}, head_dim {head_dim} on {device}: {'; '.join(problems)}")
+
+
+def chosen(named: str | None, device: torch.device, dtype: torch.dtype, head_dim: int) -> Backend:
+    """The backend asked for by name if it works here, or ``choose``'s."""
+    if named is None:
+        return choose(device, dtype, head_dim)
+    for backend in get_args(Backend):
+        if backend == named:
+            if problem := probe(backend, device, dtype, head_dim):
+                raise ExecutionError(f"attention backend {named} does not work on {device} in {dtype}: {problem}")
+            found: Backend = backend
+            return found
+    raise ExecutionError(f"attention backend {named!r} is unknown; known: {', '.join(get_args(Backend))}")
 
 
 def probe(backend: Backend, device: torch.device, dtype: torch.dtype, head_dim: int) -> str | None:

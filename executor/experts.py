@@ -8,6 +8,7 @@ the same tokens are dropped wherever the program runs.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +16,8 @@ from torch.nn import functional
 
 from simulator.program import Combine, Dispatch, Experts, Route
 
+Router = Literal["torch", "triton"]
+ROUTER_TOLERANCE = 1e-5  # of gates: fp32 rounding
 GROUPED_MM_MULTIPLE = 8  # elements: rows of both matrices start at 16 bytes, which the CUDA kernel asks for in bf16
 MAX_SPARE_ROWS = 8192  # of a ragged buffer: a decode step's
 
@@ -36,15 +39,43 @@ class Ragged:
     counts: Tensor
 
 
-def route(operation: Route, x: Tensor, gate: Tensor) -> Assignment:
+def route(operation: Route, x: Tensor, gate: Tensor, router: Router = "torch") -> Assignment:
     """x [T, hidden] @ gate [hidden, experts] → assignment."""
-    scores = torch.softmax((x @ gate).float(), dim=-1)
-    gates, experts = torch.topk(scores, operation.top_k, dim=-1)
-    gates = gates / gates.sum(dim=-1, keepdim=True)
+    logits = (x @ gate).float()
+    experts, gates = top_experts(logits, operation.top_k, router)
     slots = slots_of(experts, operation.num_experts)
     if operation.capacity is not None:
         slots = torch.where(slots < operation.capacity, slots, -1)
     return Assignment(experts, gates, slots)
+
+
+def top_experts(logits: Tensor, top_k: int, router: Router) -> tuple[Tensor, Tensor]:
+    """The likeliest experts of each token and their gates, [T, k]."""
+    if router == "triton":
+        from executor.triton_routing import route as routed
+
+        found, shares, _ = routed(logits, top_k)
+        return found, shares
+    scores, experts = torch.topk(torch.softmax(logits, dim=-1), top_k, dim=-1)
+    return experts, scores / scores.sum(dim=-1, keepdim=True)
+
+
+_ROUTERS: dict[torch.device, Router] = {}
+
+
+def router_for(device: torch.device) -> Router:
+    """Triton's kernel on a GPU where a real call gives what torch gives, else torch's operators; once a device."""
+    if device.type != "cuda":
+        return "torch"
+    if device not in _ROUTERS:
+        logits = torch.randn(37, 6, generator=torch.Generator().manual_seed(0)).to(device)
+        try:
+            (experts, gates), (ours, shares) = (top_experts(logits, 2, router) for router in ("torch", "triton"))
+            same = bool((experts == ours).all()) and bool((gates - shares).abs().max() < ROUTER_TOLERANCE)
+        except Exception:  # no triton, no compiler, an old driver: whatever keeps it from running
+            same = False
+        _ROUTERS[device] = "triton" if same else "torch"
+    return _ROUTERS[device]
 
 
 def slots_of(experts: Tensor, num_experts: int) -> Tensor:

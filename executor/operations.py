@@ -85,7 +85,7 @@ def routed(operation: p.Route | p.Dispatch | p.Experts | p.Combine, reads: Seque
     """The operations of a mixture of experts."""
     match operation, reads:
         case p.Route(), (Tensor() as x,):
-            return moe.route(operation, x, weights.matrix((operation.weight,)))
+            return moe.route(operation, x, weights.matrix((operation.weight,)), moe.router_for(x.device))
         case p.Dispatch(), (Tensor() as x, moe.Assignment() as assignment):
             return moe.dispatch(operation, x, assignment)
         case p.Experts(), (Tensor() | moe.Ragged() as rows, *_):
@@ -245,7 +245,7 @@ def preload(operation: p.Operation, weights: Weights) -> None:
         case p.Norm():
             weights.vector(operation.weight, 0, operation.width)
         case p.Embed() | p.Route():
-            weights.matrix((operation.weight,))
+            moe.router_for(weights.matrix((operation.weight,)).device)
         case p.Experts():
             up, _ = expert_matrices(operation, weights)
             moe.grouped_mm_works(up.device, up.dtype)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from executor.attention_backends import Backend, choose
+from executor.attention_backends import Backend, chosen
 from executor.cache import Cache
 from executor.clock import clock_for
 from executor.interpreter import Interpreter, Progress, Schedule, Transport, schedule
@@ -26,7 +26,8 @@ class Generation:
     """What to run: a prefill program, then one program a decoded token.
 
     ``prompts``: tokens of every sequence in batch order (None: seeded). ``weights``: a model directory (None: seeded).
-    ``sampling``: how tokens are chosen. ``keep_logits``: hand them back, for tests.
+    ``sampling``: how tokens are chosen. ``backend``: of attention (None: the first that works). ``keep_logits``: hand
+    them back, for tests.
     """
 
     model: Model
@@ -38,6 +39,7 @@ class Generation:
     keep_logits: bool = False
     weights: str | None = None
     sampling: Sampling = GREEDY
+    backend: str | None = None
 
     @property
     def num_ranks(self) -> int:
@@ -109,7 +111,7 @@ class Session:
         self.generation, self.index, self.device = generation, rank, device
         first = generation.programs[0]
         dtype = first.dtype
-        self.backend: Backend = choose(device, TORCH_DTYPES[dtype], generation.model.head_dim)
+        self.backend: Backend = chosen(generation.backend, device, TORCH_DTYPES[dtype], generation.model.head_dim)
         if weights is None:
             weights = Weights(generation.source(), dtype=dtype, device=device)
         rows = [

@@ -154,8 +154,8 @@ def test_the_dropped_pairs_of_token_and_expert_are_the_references(index: int, mo
     routes: list[tuple[p.Route, moe.Assignment]] = []
     original = moe.route
 
-    def recorded(operation: p.Route, x: torch.Tensor, gate: torch.Tensor) -> moe.Assignment:
-        routes.append((operation, original(operation, x, gate)))
+    def recorded(operation: p.Route, x: torch.Tensor, gate: torch.Tensor, router: moe.Router) -> moe.Assignment:
+        routes.append((operation, original(operation, x, gate, router)))
         return routes[-1][1]
 
     monkeypatch.setattr(moe, "route", recorded)

@@ -110,7 +110,7 @@ def test_a_step_runs_on_tensors_without_data_and_copies_nothing_to_their_device(
 ) -> None:
     """The meta device stands for a GPU: reading what it holds, or a shape made of it, would raise too."""
     gpu = torch.device("meta")
-    monkeypatch.setattr(session, "choose", lambda *_: "torch_flash")  # probing reads results, before any step
+    monkeypatch.setattr(session, "chosen", lambda *_: "torch_flash")  # probing reads results, before any step
     monkeypatch.setattr(session, "clock_for", lambda _: HostClock())
     monkeypatch.setitem(moe._GROUPED_MM, (gpu, torch.bfloat16), True)
     generation = generation_of(model, static(model, 1), num_decoded=2, dtype="bf16")
