@@ -19,6 +19,7 @@ from simulator.formats.files import Record, load, parse, to_json, validate, writ
 from simulator.formats.parsing import parse_json, parse_yaml
 from simulator.presets import FOLDER
 from tests import hostile
+from tests.reliability.scale import record
 from tests.shared_data import refusal
 
 MAX_REFUSAL_S = 1.0
@@ -58,6 +59,8 @@ def test_every_hostile_file_is_refused_within_a_second(refusals: list[list[objec
 
 def test_refusing_every_hostile_file_takes_at_most_200_megabytes(refusals: list[list[object]]) -> None:
     peaks = {str(name): int(str(peak)) for name, *_, peak in refusals}
+    slowest = max(float(str(seconds)) for _, seconds, *_ in refusals)
+    record("hostile", files=len(peaks), slowest_s=round(slowest, 2), peak_megabytes=max(peaks.values()) // 10**6)
     assert max(peaks.values()) <= MAX_MEMORY_BYTES, max(peaks, key=lambda name: peaks[name])
 
 
