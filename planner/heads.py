@@ -50,16 +50,21 @@ def finish_s(heads: Sequence[int], workers: Sequence[Worker]) -> float:
     return max((h * w.head_s + w.fixed_s for h, w in zip(heads, workers, strict=True) if h), default=0.0)
 
 
-def distribute(num_heads: int, workers: Sequence[Worker], *, group_size: int = 1) -> HeadPlan:
-    """The best distribution; ``group_size`` heads share a KV head and stay together (1: every head on its own).
+def distribute(num_heads: int, workers: Sequence[Worker], *, group_size: int = 1, least: int = 0) -> HeadPlan:
+    """The best distribution; ``group_size`` heads share a KV head and stay together (1: every head on its own), every
+    GPU gets at least ``least`` groups.
 
-    InfeasibleError without GPUs or where groups do not divide the heads.
+    InfeasibleError without GPUs, where groups do not divide the heads or are too few.
     """
     if not workers:
         raise InfeasibleError(f"{num_heads} heads on 0 GPUs; give at least one")
     if num_heads % group_size:
         raise InfeasibleError(f"{num_heads} heads are not whole groups of {group_size}; use a divisor of the heads")
-    groups = _solve(num_heads // group_size, [_group(worker, group_size) for worker in workers])
+    if num_heads // group_size < least * len(workers):
+        raise InfeasibleError(
+            f"{num_heads // group_size} groups of heads give {len(workers)} GPUs no {least} each; use fewer GPUs"
+        )
+    groups = _solve(num_heads // group_size, [_group(worker, group_size) for worker in workers], least)
     heads = tuple(size * group_size for size in groups)
     rule = tuple(size * group_size for size in even_split(num_heads // group_size, len(workers)))
     idle = tuple(index for index, size in enumerate(heads) if not size)
@@ -70,7 +75,7 @@ def _group(worker: Worker, size: int) -> Worker:
     return Worker(worker.compute_s * size, worker.link_s * size, worker.fixed_s)
 
 
-def _solve(units: int, workers: Sequence[Worker]) -> tuple[int, ...]:
+def _solve(units: int, workers: Sequence[Worker], least: int) -> tuple[int, ...]:
     """scipy ``milp`` over (h_0 … h_n−1, used_0 … used_n−1, T), times scaled: the least T, then fewest GPUs at it."""
     import numpy as np
     from scipy.optimize import Bounds, LinearConstraint, milp
@@ -86,13 +91,14 @@ def _solve(units: int, workers: Sequence[Worker]) -> tuple[int, ...]:
         rows[num + index, index], rows[num + index, num + index] = 1.0, -float(units)
     rows[-1, :num], low[-1], high[-1] = 1.0, float(units), float(units)
     constraints = LinearConstraint(rows, low, high)
+    lower = np.concatenate((np.full(num, float(least)), np.zeros(num + 1)))
     upper = np.concatenate((np.full(num, units), np.ones(num), [np.inf]))
     for objective in (np.eye(2 * num + 1)[-1], np.repeat([0.0, 1.0, 0.0], [num, num, 1])):
         result = milp(
             objective,
             constraints=constraints,
             integrality=np.concatenate((np.ones(2 * num), [0])),
-            bounds=Bounds(0, upper),
+            bounds=Bounds(lower, upper),
             options={"mip_rel_gap": 0.0},
         )
         if not result.success:

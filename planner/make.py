@@ -6,12 +6,14 @@ import os
 from dataclasses import replace
 from functools import partial
 
+from planner.cache_fit import sliced
 from planner.evaluate import Evaluated, doubt_of, lacking, memory_of, metrics_of, step_interval, try_evaluate
 from planner.exploring.critical_path import difference
+from planner.pair import race_pair
 from planner.problem import Problem, load_problem
 from planner.processes import process_pool
 from planner.rivals import baselines, rule_placement
-from planner.search import Race, Rival, race, try_pools
+from planner.search import Race, Rival, try_pools
 from planner.space import Question
 from simulator.allocation import (
     Allocation,
@@ -83,15 +85,8 @@ def make_problem(problem: Problem, *, limit: int | None = None, workers: int = 1
 
 def plan_bucket(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> tuple[Choice, Choice]:
     """Decode first, then prefill into the cache that decode reads."""
-    decode = race(problem, problem.question("decode", bucket), limit=limit)
-    winner = decode.simulated[decode.ranking()[0].row]
-    prefill = race(
-        problem,
-        problem.question("prefill", bucket),
-        cache=winner.placement,
-        beside=(winner.program,),
-        limit=limit,
-    )
+    pair = race_pair(problem, bucket, limit=limit)
+    decode, prefill, winner = pair.decode, pair.prefill, pair.decoder
     try_pools(problem, decode, (), simulations=POOL_SIMULATIONS)
     try_pools(problem, prefill, (winner.program,), simulations=POOL_SIMULATIONS)
     return choose(problem, bucket, prefill, (winner.program,)), choose(problem, bucket, decode, ())
@@ -126,7 +121,7 @@ def choose(problem: Problem, bucket: Bucket, found: Race, beside: tuple[Program,
         metrics=metrics_of(problem, question, winner),
         memory=memory_of(problem, [winner.program, *beside]),
         binding=binding_of(winner),
-        exactness=exactness_of(problem),
+        exactness=exactness_of(problem, winner.placement),
         runner_up=None if second is None else alternative(problem, found.simulated[second.row]),
         margin=margin,
         too_close_to_call=margin is not None and margin.p05 <= 0.0,
@@ -202,8 +197,11 @@ def binding_of(found: Evaluated) -> Binding:
     return Binding(kind=kinds[kind], share=min(shares[kind], 1.0), shares=shares, detail=f"critical path: {detail}")
 
 
-def exactness_of(problem: Problem) -> Exactness:
-    """Capacity slots drop tokens when experts are unevenly loaded; everything else the search makes is exact."""
+def exactness_of(problem: Problem, placement: Placement) -> Exactness:
+    """A softmax per slice is another model; capacity slots drop tokens when experts are unevenly loaded; all else is
+    exact."""
+    if sliced(placement) and placement.dim_mode == "per_slice":
+        return "model-changing"
     experts = problem.model.experts
     drops = experts is not None and experts.capacity_factor is not None
     return "drops-possible" if drops and any(layer.routed for layer in problem.model.layers) else "exact"

@@ -16,7 +16,8 @@ ORDERS = 24  # orders of node kinds tried in a mixed cluster
 @dataclass(frozen=True)
 class Question:
     """One phase and prompt length on one cluster. ``base_gpus`` None: any base. ``fine``: any number of GPUs, not only
-    whole nodes and even parts of one, and any number of head groups, not only divisors of the heads."""
+    whole nodes and even parts of one, and any number of head groups, not only divisors of the heads.
+    ``model_changing``: placements that compute another model (softmax per slice) are allowed."""
 
     model: Model
     cluster: Cluster
@@ -26,6 +27,7 @@ class Question:
     max_gpus: int
     base_gpus: int | None = None
     fine: bool = False
+    model_changing: bool = False
 
     @cached_property
     def step(self) -> Step:
@@ -51,3 +53,8 @@ class Question:
     @property
     def node_gpus(self) -> int:
         return max(node.gpus for node in self.cluster.nodes)
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Nodes differ in GPU, speed or links."""
+        return len(self.orders) > 1

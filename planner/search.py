@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from planner.bounds.bound import ROUNDING, step_bound
 from planner.bounds.rates import Array
+from planner.cache_fit import beside_cache
 from planner.evaluate import Evaluated, evaluate_until, lacking, memory_of
 from planner.problem import Problem
 from planner.space import Question, Scheme, Table, enumerate_space, num_gpus, placement_of
@@ -121,7 +122,9 @@ def race(
     """Simulate best-first until no bound can beat the best. ``beside``: programs whose memory must fit too;
     ``rows``: a mask of the candidates that take part; ``limit``: simulations at most (then the gap is stated)."""
     table = enumerate_space(question)
-    table = table if rows is None else table[rows]
+    table = beside_cache(table if rows is None else table[rows], cache)
+    if not len(table):
+        raise InfeasibleError(f"{problem.name}: no candidate can prefill into the cache of {cache and cache.name}")
     found = _bounded(problem, question, table, cache, beside)
     for row in _promising(found, _slo_s(problem, question)):
         best = found.best_score

@@ -1,27 +1,33 @@
 """Space: every placement of the lattice for one question, as columns of a numpy table (a row is a candidate).
 
     static      tensor t × pipeline s, micro-batches filled or not
-    context     tensor t × token replicas c (query blocks in prefill, whole sequences in decode)
+    context     tensor t × token replicas c (query blocks in prefill, whole sequences in decode), keys gathered or
+                passed round a ring
     pool        base of t ranks, pool grid heads a × query blocks b × KV blocks c on other ranks
     joined      as pool, and the base attends too: a·b·c = base + pool
     separated   MA Separation of routed models: a attention ranks, f expert ranks, two exits
+    two-level   head groups a × dimension slices m on the same ranks, in its exact forms (and the documents' own, which
+                is another model, where the exactness budget allows that)
 
 Symmetric duplicates are never made: equal nodes are interchangeable, so ranks are taken in node order (with unlike
 nodes: once for every order of the kinds of node), and settings that change nothing (a block rule without query blocks,
-a multicast without receivers on other nodes) keep their default. What it leaves out: dim slices (not lowered),
-heads dealt unevenly over equal GPUs, all-reduce algorithms other than ``auto`` (which is the fastest of them).
+a multicast without receivers on other nodes) keep their default. Where head groups lie on unlike GPUs or links, the
+integer program's dealing of heads is a candidate beside the even one. What it leaves out: heads dealt unevenly over
+equal GPUs, all-reduce algorithms other than ``auto`` (which is the fastest of them), gather_qk in decode (its cache
+would need all of K).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from enum import IntEnum
+from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 
+from planner.candidate import COLUMNS, MODES, ROW, RULES, Scheme, Table, name_of, num_gpus, pool_gpus, row
+from planner.dealing import dealings
+from planner.placing import attending_ranks, placement_of
 from planner.question import Question
-from simulator.placement import AttentionGrid, BlockRule, Multicast, Placement, Stage, even_split
+from simulator.placement import even_split
 
 __all__ = [
     "COLUMNS",
@@ -38,36 +44,30 @@ __all__ = [
     "row",
 ]
 
-RULES: tuple[BlockRule, ...] = ("contiguous", "zigzag", "sqrt")
-MULTICASTS: tuple[Multicast, ...] = ("direct", "tree", "chain")
-CHAIN_CHUNKS = 4  # pieces of a pipelined chain; more only adds messages at our sizes
+SLICES = (2, 4, 8, 16)  # of a head
 KV_STREAMS = (1, 4)  # pieces of keys, so that their transfer hides behind attention
 MICRO_BATCHES = (1, 2, 4)
 FINE_POOL_RANKS = 64  # every pool size up to here; beyond, whole nodes
 
 
-class Scheme(IntEnum):
-    """Families of the lattice."""
-
-    STATIC = 0
-    CONTEXT = 1
-    POOL = 2
-    JOINED = 3
-    SEPARATED = 4
-
-
-COLUMNS = (
-    "scheme", "order", "tensor", "stages", "replicas", "heads", "queries", "keys", "experts", "micro_batches",
-    "rule", "multicast", "exit", "streams",
-)  # fmt: skip
-ROW = np.dtype([(name, np.int32) for name in COLUMNS])
-Table = npt.NDArray[np.void]
-
-
 def enumerate_space(question: Question) -> Table:
     """All candidates for a question, in a fixed order."""
     rows = [row for order in range(len(question.orders)) for row in _rows(question, order)]
-    return np.array(list(dict.fromkeys(rows)), dtype=ROW)
+    table = np.array(list(dict.fromkeys(rows)), dtype=ROW)
+    return np.concatenate((table, _dealt(question, table))) if question.mixed else table
+
+
+def _dealt(question: Question, table: Table) -> Table:
+    """The candidates whose head groups lie on unlike GPUs or links once more, with heads dealt by integer program."""
+    fits = np.isin(table["scheme"], (Scheme.POOL, Scheme.JOINED, Scheme.SEPARATED))
+    fits |= (question.model.intermediate_size % table["tensor"] == 0) & (table["scheme"] != Scheme.TWO_LEVEL)
+    found = []
+    for candidate in table[fits & (table["heads"] > 1)]:
+        for dealing in dealings(question, candidate, attending_ranks(question, candidate)):
+            twin = candidate.copy()
+            twin["dealing"] = dealing
+            found.append(twin)
+    return np.array(found, dtype=ROW)
 
 
 def _rows(question: Question, order: int) -> Iterator[tuple[int, ...]]:
@@ -78,6 +78,7 @@ def _rows(question: Question, order: int) -> Iterator[tuple[int, ...]]:
         yield from _pools(question, order, joined=True)
         if any(layer.routed for layer in question.model.layers):
             yield from _separated(question, order)
+        yield from _two_level(question, order)
 
 
 def tensor_degrees(question: Question) -> tuple[int, ...]:
@@ -92,12 +93,6 @@ def tensor_degrees(question: Question) -> tuple[int, ...]:
 
 def micro_batch_counts(question: Question) -> tuple[int, ...]:
     return tuple(count for count in MICRO_BATCHES if count <= question.batch)
-
-
-def row(scheme: Scheme, **columns: int) -> tuple[int, ...]:
-    """A candidate's columns, defaults where nothing is given."""
-    defaults = dict.fromkeys(COLUMNS, 1) | {"order": 0, "experts": 0, "rule": 2, "multicast": 0, "exit": 0}
-    return tuple((defaults | {"scheme": int(scheme)} | columns).values())
 
 
 def _static(question: Question, order: int) -> Iterator[tuple[int, ...]]:
@@ -115,11 +110,27 @@ def _context(question: Question, order: int) -> Iterator[tuple[int, ...]]:
                 continue
             if question.phase == "decode" and replicas > question.batch:
                 break
+            if routed and not _dispatches(question, replicas):
+                continue
             for rule, micro, streams in _cuts(question, replicas, 1):
-                yield row(
-                    Scheme.CONTEXT, order=order, tensor=tensor, heads=tensor, replicas=replicas, queries=replicas,
-                    rule=rule, micro_batches=micro, streams=streams,
-                )  # fmt: skip
+                if routed and not _every_rank_has_tokens(question, replicas, micro):
+                    continue
+                for ring in (0, 1) if question.phase == "prefill" and streams == 1 else (0,):
+                    yield row(
+                        Scheme.CONTEXT, order=order, tensor=tensor, heads=tensor, replicas=replicas, queries=replicas,
+                        rule=rule, micro_batches=micro, streams=streams, ring=ring,
+                    )  # fmt: skip
+
+
+def _dispatches(question: Question, replicas: int) -> bool:
+    """Tokens spread over replicas reach experts by capacity slots, as many experts on every replica."""
+    experts = question.model.experts
+    return experts is not None and experts.capacity_factor is not None and experts.num_experts % replicas == 0
+
+
+def _every_rank_has_tokens(question: Question, replicas: int, micro: int) -> bool:
+    """In every micro-batch: decode deals whole sequences, prefill cuts each."""
+    return replicas * micro <= question.batch if question.phase == "decode" else replicas <= question.tokens
 
 
 def _cuts(question: Question, queries: int, keys: int) -> Iterator[tuple[int, int, int]]:
@@ -191,8 +202,10 @@ def _separated(question: Question, order: int) -> Iterator[tuple[int, ...]]:
         for ranks in range(1, min(experts.num_experts, question.max_gpus - attention) + 1):
             for micro in micro_batch_counts(question):
                 for exit_mode in (0, 1):
+                    if exit_mode and ranks > question.model.num_attention_heads:
+                        continue
                     dealt = exit_mode == 0 and ranks > 1
-                    if dealt and (experts.capacity_factor is None or experts.num_experts % ranks):
+                    if dealt and not (_dispatches(question, ranks) and _every_rank_has_tokens(question, ranks, micro)):
                         continue
                     yield row(
                         Scheme.SEPARATED, order=order, heads=attention, experts=ranks, exit=exit_mode,
@@ -200,110 +213,35 @@ def _separated(question: Question, order: int) -> Iterator[tuple[int, ...]]:
                     )  # fmt: skip
 
 
-def num_gpus(table: Table) -> npt.NDArray[np.int64]:
-    """GPUs of every candidate."""
-    static = table["tensor"] * table["stages"] * table["replicas"]
-    grid = table["heads"] * table["queries"] * table["keys"]
-    counts = [static, static, table["tensor"] + grid, grid, table["heads"] + table["experts"]]
-    return np.asarray(np.choose(table["scheme"], counts), dtype=np.int64)
+def _two_level(question: Question, order: int) -> Iterator[tuple[int, ...]]:
+    """Head groups × slices on as many tensor shards; what cannot be cut so is left out (``lowering.cells``)."""
+    model, heads = question.model, question.model.num_attention_heads
+    if model.qk_norm:
+        return
+    for slices in SLICES:
+        width = model.head_dim // slices
+        if model.head_dim % slices or (model.rope_theta is not None and width % 2):
+            continue
+        for tensor in _sliced_degrees(question):
+            groups = tensor // slices
+            if tensor % slices or groups > heads:
+                continue
+            for mode, name in enumerate(MODES):
+                decodes = name != "gather_qk" or question.phase == "prefill"
+                whole = name != "all_to_all" or all(size % slices == 0 for size in even_split(heads, groups))
+                if not decodes or not whole or (name == "per_slice" and not question.model_changing):
+                    continue
+                for micro in micro_batch_counts(question):
+                    yield row(
+                        Scheme.TWO_LEVEL, order=order, tensor=tensor, heads=groups, slices=slices, mode=mode,
+                        micro_batches=micro,
+                    )  # fmt: skip
 
 
-def pool_gpus(table: Table) -> npt.NDArray[np.int64]:
-    """GPUs of every candidate that only attend, in the two pool families."""
-    pooled = (table["scheme"] == Scheme.POOL) | (table["scheme"] == Scheme.JOINED)
-    return np.asarray(np.where(pooled, num_gpus(table) - table["tensor"], 0), dtype=np.int64)
-
-
-def placement_of(question: Question, candidate: np.void) -> Placement:
-    """A candidate as a placement."""
-    return Placement(
-        name=name_of(candidate),
-        stages=_stages(question, candidate),
-        block_rule=RULES[candidate["rule"]],
-        micro_batches=int(candidate["micro_batches"]),
-        kv_multicast=MULTICASTS[candidate["multicast"]],
-        transfer_chunks=CHAIN_CHUNKS if candidate["multicast"] == 2 else 1,
-        kv_streams=int(candidate["streams"]),
-        exit="all_reduce_broadcast" if candidate["exit"] else "all_to_all",
-    )
-
-
-def name_of(candidate: np.void) -> str:
-    """``tp8-cp5-zigzag-mb2`` and the like."""
-    c = {name: int(candidate[name]) for name in COLUMNS}
-    grid = f"h{c['heads']}q{c['queries']}k{c['keys']}"
-    match Scheme(c["scheme"]):
-        case Scheme.STATIC:
-            name = f"tp{c['tensor']}-pp{c['stages']}"
-        case Scheme.CONTEXT:
-            name = f"tp{c['tensor']}-cp{c['replicas']}"
-        case Scheme.POOL:
-            name = f"base{c['tensor']}-pool{c['heads'] * c['queries'] * c['keys']}-{grid}"
-        case Scheme.JOINED:
-            name = f"base{c['tensor']}+pool{c['heads'] * c['queries'] * c['keys'] - c['tensor']}-{grid}"
-        case Scheme.SEPARATED:
-            name = f"ma{c['heads']}-{c['experts']}" + ("-all_reduce" if c["exit"] else "")
-    if c["queries"] > 1:
-        name += f"-{RULES[c['rule']]}"
-    if c["multicast"]:
-        name += f"-{MULTICASTS[c['multicast']]}"
-    name += f"-s{c['streams']}" * (c["streams"] > 1)
-    return name + (f"-mb{c['micro_batches']}" if c["micro_batches"] > 1 else "") + f"-o{c['order']}" * (c["order"] > 0)
-
-
-def _stages(question: Question, candidate: np.void) -> tuple[Stage, ...]:
-    model, order = question.model, question.orders[candidate["order"]]
-    tensor, stages = int(candidate["tensor"]), int(candidate["stages"])
-    layers, heads = model.num_layers, even_split(model.num_attention_heads, int(candidate["heads"]))
-    match Scheme(int(candidate["scheme"])):
-        case Scheme.STATIC:
-            sizes = even_split(layers, stages)
-            return tuple(
-                _stage((sum(sizes[:i]), sum(sizes[: i + 1])), order[i * tensor : (i + 1) * tensor], heads=heads)
-                for i in range(stages)
-            )
-        case Scheme.CONTEXT:
-            replicas = int(candidate["replicas"])
-            by_head = tuple(order[replica * tensor + shard] for shard in range(tensor) for replica in range(replicas))
-            grid = AttentionGrid(heads=heads, query_blocks=replicas)
-            return (_grid_stage(layers, by_head, grid, order[: tensor * replicas], tensor),)
-        case Scheme.POOL | Scheme.JOINED:
-            grid = AttentionGrid(heads=heads, query_blocks=int(candidate["queries"]), kv_blocks=int(candidate["keys"]))
-            first = tensor if candidate["scheme"] == Scheme.POOL else 0
-            ranks = _rail_aligned(order[first : first + grid.num_ranks], len(heads))
-            return (_grid_stage(layers, ranks, grid, order[:tensor], tensor),)
-        case _:
-            attention, experts = int(candidate["heads"]), int(candidate["experts"])
-            stage = _grid_stage(
-                layers, order[:attention], AttentionGrid(heads=heads), order[attention : attention + experts], tensor
-            )
-            return (stage.model_copy(update={"projections": "attention"}),)
-
-
-def _rail_aligned(ranks: Sequence[int], heads: int) -> tuple[int, ...]:
-    """Head group i on every heads-th rank: with a head group a NIC, keys travel along one rail."""
-    return tuple(rank for group in range(heads) for rank in ranks[group::heads])
-
-
-def _stage(layers: tuple[int, int], ranks: tuple[int, ...], *, heads: tuple[int, ...]) -> Stage:
-    return Stage(
-        first_layer=layers[0],
-        last_layer=layers[1],
-        attention_ranks=ranks,
-        grid=AttentionGrid(heads=heads),
-        feed_forward_ranks=ranks,
-        tensor_degree=len(ranks),
-    )
-
-
-def _grid_stage(
-    layers: int, attention: tuple[int, ...], grid: AttentionGrid, feed_forward: tuple[int, ...], tensor: int
-) -> Stage:
-    return Stage(
-        first_layer=0,
-        last_layer=layers,
-        attention_ranks=attention,
-        grid=grid,
-        feed_forward_ranks=feed_forward,
-        tensor_degree=tensor,
-    )
+def _sliced_degrees(question: Question) -> tuple[int, ...]:
+    """As ``tensor_degrees``, but slices let more ranks than heads take part."""
+    experts = question.model.experts
+    routed = experts is not None and any(layer.routed for layer in question.model.layers)
+    most = min(question.max_gpus, experts.num_experts) if routed and experts is not None else question.max_gpus
+    node = question.node_gpus
+    return (*(s for s in range(2, min(node, most) + 1) if node % s == 0), *range(2 * node, most + 1, node))

@@ -184,6 +184,13 @@ class Limits(Record):
     base_gpus: int | None = None
     ttft_slo_s: float | None = Field(default=None, gt=0)
     tpot_slo_s: float | None = Field(default=None, gt=0)
+    slo_quantile: Literal["median", "p95"] = Field(
+        default="median", description="which of the step's predicted values must meet its SLO"
+    )
+    exactness: Exactness = Field(
+        default="drops-possible",
+        description="what the plan may change: nothing, tokens that overflow capacity slots, or the model itself",
+    )
 
 
 class Allocation(Record):

@@ -98,7 +98,7 @@ def prefill_cells(
         of_piece = np.zeros(len(cells.row))
         for span in (edges[:2], edges[2:]):
             for chunk in chunk_rows((span[0], span[1]), keys, layer.window, causal=model.causal):
-                of_piece += _kernels(question, rates, heads, cells, dealt, chunk, layer.window)
+                of_piece += sequence_kernels(question, rates, heads, cells, dealt, chunk, layer.window)
         seconds, pieces = seconds + of_piece, pieces + (keys[1] > keys[0])
         last_s = np.where(keys[1] > keys[0], of_piece, last_s)
     num = dealt.total[cells.row]
@@ -107,7 +107,7 @@ def prefill_cells(
     return PrefillWork(seconds, last_s, pieces, query_tokens.astype(float), key_tokens.astype(float))
 
 
-def _kernels(
+def sequence_kernels(
     question: Question,
     rates: Rates,
     heads: Heads,

@@ -21,6 +21,8 @@ import numpy as np
 
 from planner.bounds.attention import first_heads, whole_attention
 from planner.bounds.context import context_bound
+from planner.bounds.dealt import dealt_bound
+from planner.bounds.dispatch import dispatched_seconds
 from planner.bounds.layer import (
     base_layer,
     dense_layer,
@@ -33,7 +35,9 @@ from planner.bounds.layer import (
 )
 from planner.bounds.network import network_of, pool_chain
 from planner.bounds.rates import Array, Numbers, Rates
+from planner.bounds.ring import ring_bound
 from planner.bounds.shares import Dealt, block_edges, ceil_div
+from planner.bounds.two_level import two_level_bound
 from planner.space import Question, Scheme, Table
 from simulator.model import Layer
 from simulator.placement import even_split
@@ -45,13 +49,17 @@ def step_bound(question: Question, table: Table, rates: Rates, *, parts: int | N
     """Seconds no simulation of a candidate can beat. ``parts``: sequences are dealt into as many (the cache's placement
     decodes them so); None: as the candidate itself would."""
     bound = np.zeros(len(table))
-    for schemes, family in (
-        ((Scheme.STATIC,), _static),
-        ((Scheme.CONTEXT,), context_bound),
-        ((Scheme.POOL, Scheme.JOINED), _pooled),
-        ((Scheme.SEPARATED,), _separated),
+    even, scheme = table["dealing"] == 0, table["scheme"]
+    for rows, family in (
+        (even & (scheme == Scheme.STATIC), _static),
+        (even & (scheme == Scheme.CONTEXT) & (table["ring"] == 0), context_bound),
+        (even & (scheme == Scheme.CONTEXT) & (table["ring"] == 1), ring_bound),
+        (even & np.isin(scheme, (Scheme.POOL, Scheme.JOINED)), _pooled),
+        (even & (scheme == Scheme.SEPARATED), _separated),
+        (even & (scheme == Scheme.TWO_LEVEL), two_level_bound),
+        (~even, dealt_bound),
     ):
-        chosen = np.flatnonzero(np.isin(table["scheme"], schemes))
+        chosen = np.flatnonzero(rows)
         if len(chosen):
             bound[chosen] = family(question, table[chosen], rates, parts)
     return bound * (1 - ROUNDING)
@@ -149,6 +157,6 @@ def _separated_layer(
         share = dealt.total * (high - low)
     if not layer.routed:
         return attention, dense_layer(question, rates, tensor, share)
-    gate = gate_seconds(question, rates, share)
     held = ceil_div(model.experts.num_experts if model.experts else 1, np.maximum(tensor, replicas))
-    return attention, np.where(replicas > 1, gate, gate + moe_seconds(question, rates, share, held, np.ones_like(held)))
+    here = gate_seconds(question, rates, share) + moe_seconds(question, rates, share, held, np.ones_like(held))
+    return attention, np.where(replicas > 1, dispatched_seconds(question, rates, share, replicas, share), here)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from planner.bounds.attention import Cells, PrefillWork, cells_of, decode_seconds, first_heads, prefill_cells
+from planner.bounds.dispatch import dispatched_seconds
 from planner.bounds.layer import (
     base_layer,
     dense_layer,
     embed_seconds,
-    gate_seconds,
     head_seconds,
     layer_kinds,
     micro_batches,
@@ -153,16 +153,14 @@ def _replica_layer(
     layer: Layer,
     tokens: Numbers,
 ) -> ReplicaWork:
-    """Routed layers of replicas exchange tokens (tensor degree 1): no fewer kernels than the gate's."""
+    """Routed layers of replicas exchange tokens (tensor degree 1): each computes its experts on all of them."""
     wide = table[cells.row]
     base = base_layer(question, wide, rates, tokens, Layer(window=layer.window))
     after = base.after
     if layer.routed:
-        after = (
-            after
-            - dense_layer(question, rates, wide["tensor"].astype(np.int64), tokens)
-            + gate_seconds(question, rates, tokens)
-        )
+        most = np.maximum.reduceat(tokens, cells.first)[cells.row]
+        after = after - dense_layer(question, rates, wide["tensor"].astype(np.int64), tokens)
+        after = after + dispatched_seconds(question, rates, tokens, wide["replicas"].astype(np.int64), most)
     inbound, outbound, last = np.zeros((3, len(tokens)))
     if question.phase == "decode":
         attention = decode_seconds(question, wide, layer, rates, tokens)[0] + store(question, wide, rates, tokens)

@@ -14,6 +14,7 @@ from simulator.placement import Placement, Stage
 from simulator.workload import Workload
 
 TOLERANCE = 1e-6
+EXACTNESS = ("exact", "drops-possible", "model-changing")  # each budget allows those before it
 BINDING = {
     "gemm": "compute", "experts": "compute", "memory": "compute", "attention": "attention",
     "collective": "collective", "network": "network", "waiting": "network",
@@ -66,7 +67,7 @@ def _stage(inputs: Inputs, stage: Stage, choice: Choice) -> Iterator[str]:
     model, grid = inputs.model, stage.grid
     if sum(grid.heads) != model.num_attention_heads or min(grid.heads) < 1:
         yield f"grid.heads: {list(grid.heads)} must be positive and sum to {model.num_attention_heads}"
-    if stage.tensor_degree > model.num_attention_heads:
+    if stage.tensor_degree > model.num_attention_heads and grid.dim_slices == 1:
         yield f"tensor_degree: {stage.tensor_degree} shards of {model.num_attention_heads} heads"
     if grid.kv_blocks > choice.tokens or grid.query_blocks > max(choice.tokens, choice.batch):
         yield f"grid: {grid.query_blocks} query and {grid.kv_blocks} KV blocks of {choice.tokens} tokens"
@@ -74,7 +75,7 @@ def _stage(inputs: Inputs, stage: Stage, choice: Choice) -> Iterator[str]:
     if windows and grid.kv_blocks > 1:
         yield f"grid.kv_blocks: {grid.kv_blocks}, but a layer of it has a window"
     if grid.dim_slices != 1:
-        yield f"grid.dim_slices: {grid.dim_slices} is not lowered to a program"
+        yield from (f"grid.dim_slices: {grid.dim_slices} {fault}" for fault in _slices(inputs, stage, choice))
     replicas = len(stage.feed_forward_ranks) // stage.tensor_degree
     if replicas > 1 and grid.query_blocks not in (1, replicas):
         yield f"grid.query_blocks: {grid.query_blocks}; the feed-forward has {replicas} token replicas"
@@ -84,6 +85,27 @@ def _stage(inputs: Inputs, stage: Stage, choice: Choice) -> Iterator[str]:
         yield f"experts: {list(stage.experts)} must sum to {model.experts.num_experts}"
     if stage.experts is not None and model.experts is None:
         yield "experts: given, but the model has none"
+
+
+def _slices(inputs: Inputs, stage: Stage, choice: Choice) -> Iterator[str]:
+    """Two-level partitioning: what slices can be combined with, and which forms can decode."""
+    model, grid, mode = inputs.model, stage.grid, choice.placement.dim_mode
+    if grid.query_blocks * grid.kv_blocks > 1:
+        yield f"with {grid.query_blocks} query and {grid.kv_blocks} KV blocks; slices go with heads alone"
+    if stage.attention_ranks != stage.feed_forward_ranks or stage.tensor_degree != len(stage.attention_ranks):
+        yield "needs attention and feed-forward on the same ranks, one tensor shard each"
+    width, rest = divmod(model.head_dim, grid.dim_slices)
+    if rest or (model.rope_theta is not None and width % 2):
+        yield f"does not cut head_dim {model.head_dim} evenly (rotary positions: in pairs)"
+    if model.qk_norm:
+        yield "cuts what qk_norm normalises"
+    if mode == "all_to_all" and any(heads % grid.dim_slices for heads in grid.heads):
+        yield f"does not divide the head groups {list(grid.heads)}, which dim_mode all_to_all makes whole"
+    if mode == "gather_qk":
+        yield "with dim_mode gather_qk leaves no cache that a decode could read"
+    others = [c for c in inputs.allocation.policy if c.bucket == choice.bucket and c.phase != choice.phase]
+    if any(other.placement != choice.placement for other in others):
+        yield "keeps its cache in slices, but the bucket's other phase has another placement"
 
 
 def _gpus(inputs: Inputs, choice: Choice) -> Iterator[str]:
@@ -174,6 +196,9 @@ def _exactness(inputs: Inputs, choice: Choice) -> Iterator[str]:
     expected = "drops-possible" if drops and expected == "exact" else expected
     if choice.exactness != expected:
         yield f"exactness: {choice.exactness!r}; this model and placement are {expected!r}"
+    budget = inputs.allocation.limits.exactness
+    if EXACTNESS.index(expected) > EXACTNESS.index(budget):
+        yield f"exactness: {expected!r} exceeds the budget of limits.exactness {budget!r}"
 
 
 def _rivals(inputs: Inputs, choice: Choice) -> Iterator[str]:

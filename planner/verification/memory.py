@@ -107,6 +107,12 @@ def _projections(inputs: Inputs, stage: Stage) -> dict[int, float]:
             found[rank] = column * model.num_attention_heads
         return found
     found = {}
+    if stage.grid.dim_slices > 1:
+        for index, rank in enumerate(stage.attention_ranks):
+            first, last = _spans(stage.grid.heads)[index // stage.grid.dim_slices]
+            keys = (last - 1) // group - first // group + 1
+            found[rank] = column * (2 * (last - first) + 2 * keys) / stage.grid.dim_slices
+        return found
     base, extra = divmod(model.num_attention_heads, stage.tensor_degree)
     sizes = [base + (index < extra) for index in range(stage.tensor_degree)]
     joint = set(stage.attention_ranks) == set(stage.feed_forward_ranks) and len(stage.grid.heads) == stage.tensor_degree
@@ -133,7 +139,8 @@ def _cache(inputs: Inputs, choice: Choice) -> Iterator[str]:
     least = choice.batch * choice.tokens * row
     total = sum(memory.kv_cache_bytes for memory in choice.memory)
     group = model.num_attention_heads // model.num_key_value_heads
-    copies = max(min(len(stage.grid.heads), model.num_attention_heads) for stage in choice.placement.stages)
+    parts = 1 if choice.placement.dim_mode != "all_to_all" else choice.placement.stages[0].grid.dim_slices
+    copies = max(min(len(stage.grid.heads) * parts, model.num_attention_heads) for stage in choice.placement.stages)
     if total < least * (1 - TOLERANCE):
         yield f"memory: kv_cache_bytes sum to {total}; {choice.batch} × {choice.tokens} tokens need {least}"
     if choice.phase == "decode" and total > least * (1 + TOLERANCE) * max(1, min(group, copies)) + 2**20:

@@ -1,0 +1,130 @@
+"""Ring context parallelism's part of the bound: the last replica's kernels, and the keys that pass a border of nodes.
+
+The last replica attends to every block (each step a kernel a query span), so its own stream is a chain; where a whole
+replica lies on other nodes than the next, all blocks but one pass those NICs in every layer. Window layers gather.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from planner.bounds.attention import cells_of, first_heads, prefill_cells
+from planner.bounds.dispatch import dispatched_seconds
+from planner.bounds.layer import Base, base_layer, dense_layer, end_seconds, layer_kinds, micro_batches
+from planner.bounds.rates import Array, Numbers, Rates
+from planner.bounds.shares import Dealt, block_edges
+from planner.candidate import Table
+from planner.question import Question
+from simulator.costs.work import LSE_BYTES
+from simulator.model import Layer
+
+Edges = tuple[Numbers, ...]
+
+
+def ring_bound(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """The last replica's chain of one micro-batch; its kernels of all; the busiest border."""
+    replicas = table["replicas"].astype(np.int64)
+    last = _edges(question, table, replicas - 1)
+    chain, compute, network = np.zeros((3, len(table)))
+    for used, dealt, _ in micro_batches(question, table, parts):
+        tokens = dealt.total * (last[1] - last[0] + last[3] - last[2])
+        through = used * end_seconds(question, table, rates, tokens, 0 * tokens)
+        for layer, num in layer_kinds(question).items():
+            base = _base(question, table, rates, tokens, layer)
+            attention = _attention(question, table, rates, dealt, layer, last)
+            kernels = np.where(tokens > 0, base.compute + attention, 0.0)
+            through = through + used * num * (kernels + np.where(tokens > 0, 2 * base.reduce, 0.0))
+            compute = compute + used * num * kernels
+            if not layer.window:
+                network = network + used * num * _border_seconds(question, table, rates, dealt.total)
+        chain = np.maximum(chain, through)
+    return np.maximum(chain, np.maximum(compute, network))
+
+
+def _edges(question: Question, table: Table, number: Numbers) -> Edges:
+    replicas, rule = table["replicas"].astype(np.int64), table["rule"].astype(np.int64)
+    return block_edges(question.tokens, replicas, rule, number, causal=question.model.causal)
+
+
+def _base(question: Question, table: Table, rates: Rates, tokens: Numbers, layer: Layer) -> Base:
+    """Routed layers of replicas exchange tokens: each computes its experts on all of them."""
+    base = base_layer(question, table, rates, tokens, Layer(window=layer.window))
+    if not layer.routed:
+        return base
+    dense = dense_layer(question, rates, table["tensor"].astype(np.int64), tokens)
+    routed = dispatched_seconds(question, rates, tokens, table["replicas"].astype(np.int64), tokens)
+    return Base(base.before, base.after - dense + routed, base.reduce)
+
+
+def _attention(question: Question, table: Table, rates: Rates, dealt: Dealt, layer: Layer, last: Edges) -> Array:
+    """The last replica's kernels, step by step, and the merge of what they give."""
+    if layer.window:
+        cells = cells_of(table["replicas"].astype(np.int64))
+        seconds = prefill_cells(question, table, cells, layer, rates, dealt).seconds
+        return np.asarray(seconds[cells.first + table["replicas"] - 1])
+    cells, heads = cells_of(table["replicas"].astype(np.int64)), first_heads(question, table["heads"].astype(np.int64))
+    wide, row = table[cells.row], cells.row
+    held = _edges(question, wide, wide["replicas"].astype(np.int64) - 1 - cells.block)
+    mine = tuple(edge[row] for edge in last)
+    seconds, visible = np.zeros(len(row)), np.zeros(len(row), dtype=np.bool_)
+    for queries, keys, causal in _chunks(mine, held, cells.block == 0, causal=question.model.causal):
+        visible |= keys > 0
+        used = np.where(keys > 0, queries, 0)
+        for part, count in ((dealt.full_parts, dealt.full), (dealt.other_parts, dealt.other)):
+            if (part * count).any():
+                columns = (
+                    count[row], used, keys, heads.queries[row], heads.kernel_keys[row], question.model.head_dim,
+                    causal, 0,
+                )  # fmt: skip
+                seconds += part[row] * rates.prefill(columns)
+    merged = np.add.reduceat(visible.astype(np.int64), cells.first)
+    width = dealt.total * (last[1] - last[0] + last[3] - last[2]) * heads.queries
+    moved = width * ((merged + 1) * question.model.head_dim * rates.size + merged * LSE_BYTES)
+    return np.asarray(cells.total(seconds) + rates.memory("merge", np.where(merged > 1, moved, 0)))
+
+
+def _chunks(
+    spans: Edges, held: Edges, own: npt.NDArray[np.bool_], *, causal: bool
+) -> list[tuple[Numbers, Numbers, Numbers]]:
+    """(queries, keys, causal) of both query spans, as ``lowering.chunks.ring_segments``."""
+    everything = held[1] - held[0] + held[3] - held[2]
+    found = []
+    for start, stop in (spans[:2], spans[2:]):
+        before = everything
+        if causal:
+            first = np.where(held[1] <= start, held[1] - held[0], 0)
+            before = first + np.where(held[3] <= start, held[3] - held[2], 0)
+        keys = before + np.where(own & causal, stop - start, 0)
+        found.append((stop - start, np.where(stop > start, keys, 0), (own & causal).astype(np.int64)))
+    return found
+
+
+def _border_seconds(question: Question, table: Table, rates: Rates, sequences: Numbers) -> Array:
+    """All blocks but one (the largest) over the NICs of a replica that shares no node with the one before it."""
+    keys = first_heads(question, table["heads"].astype(np.int64))
+    least = question.model.num_attention_heads // table["heads"].astype(np.int64)
+    columns = np.minimum(-(-least // question.model.heads_per_kv_head), keys.keys)
+    cells = cells_of(table["replicas"].astype(np.int64))
+    edges = _edges(question, table[cells.row], cells.block)
+    tokens = question.tokens - np.maximum.reduceat(edges[1] - edges[0] + edges[3] - edges[2], cells.first)
+    num_bytes = sequences * tokens * columns * 2 * question.model.head_dim * rates.size * table["tensor"]
+    rate = np.full(len(table), np.inf)
+    for key in {(int(c["order"]), int(c["tensor"]), int(c["replicas"])) for c in table}:
+        rows = (table["order"] == key[0]) & (table["tensor"] == key[1]) & (table["replicas"] == key[2])
+        rate[rows] = _border_rate(question, rates, *key)
+    return np.asarray(num_bytes / rate)
+
+
+def _border_rate(question: Question, rates: Rates, order: int, tensor: int, replicas: int) -> float:
+    """Bytes/s into the slowest replica whose ranks all receive from other nodes; infinite where there is none."""
+    ranks, nodes = question.orders[order], question.nodes
+    slowest = np.inf
+    for place in range(replicas):
+        mine = ranks[place * tensor : (place + 1) * tensor]
+        before = (place - 1) % replicas
+        source = ranks[before * tensor : (before + 1) * tensor]
+        if all(nodes[a] != nodes[b] for a, b in zip(mine, source, strict=True)):
+            links = {rates.topology.nic_of(rank).into for rank in mine}
+            slowest = min(slowest, sum(rates.topology.resources[link].bandwidth_bytes_per_s for link in links))
+    return slowest

@@ -1,0 +1,73 @@
+"""Pair: the two placements of a bucket. Decode is planned first; prefill leaves the KV cache where it will be read.
+
+Dimension slices keep their cache in slices that no other placement reads, so a sliced placement takes both phases or
+none: it is taken where a request then costs less (its share of a prefill step and of a decode step for every token it
+gets; GPU-seconds where the objective pays for GPUs).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from planner.cache_fit import sliced
+from planner.candidate import Scheme
+from planner.evaluate import Evaluated
+from planner.problem import Problem
+from planner.search import Race, race
+from planner.space import enumerate_space
+from simulator.errors import InfeasibleError
+from simulator.workload import Bucket
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A bucket's two races and their winners."""
+
+    decode: Race
+    prefill: Race
+
+    @property
+    def decoder(self) -> Evaluated:
+        return self.decode.simulated[self.decode.ranking()[0].row]
+
+    @property
+    def prefiller(self) -> Evaluated:
+        return self.prefill.simulated[self.prefill.ranking()[0].row]
+
+
+def race_pair(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> Pair:
+    """The best pair of placements."""
+    decode = race(problem, problem.question("decode", bucket), limit=limit)
+    winner = decode.simulated[decode.ranking()[0].row]
+    if not sliced(winner.placement):
+        return Pair(decode, _prefill(problem, bucket, winner, limit))
+    whole = enumerate_space(decode.question)["scheme"] != Scheme.TWO_LEVEL
+    other = race(problem, decode.question, rows=np.asarray(whole), limit=limit)
+    second = other.simulated[other.ranking()[0].row]
+    pair = Pair(other, _prefill(problem, bucket, second, limit))
+    try:
+        one = Pair(decode, _prefill(problem, bucket, winner, limit))
+    except InfeasibleError:
+        return pair
+    return one if request_cost(problem, bucket, one) < request_cost(problem, bucket, pair) else pair
+
+
+def _prefill(problem: Problem, bucket: Bucket, decoder: Evaluated, limit: int | None) -> Race:
+    return race(
+        problem,
+        problem.question("prefill", bucket),
+        cache=decoder.placement,
+        beside=(decoder.program,),
+        limit=limit,
+    )
+
+
+def request_cost(problem: Problem, bucket: Bucket, pair: Pair) -> float:
+    """Seconds (or GPU-seconds) of one request's share of its steps."""
+    paid = problem.objective in ("tps_per_gpu", "cost")
+    prefill, decode = pair.prefiller, pair.decoder
+    first = prefill.step_s * (prefill.num_gpus if paid else 1) / problem.workload.prefill_batch
+    rest = decode.step_s * (decode.num_gpus if paid else 1) / problem.workload.decode_batch
+    return first + bucket.output_tokens * rest
