@@ -185,8 +185,8 @@ def _s7() -> tuple[Outcome, ...]:
     assert whole is not None
     simulated_why = (
         f"The same kernels in a whole step as written: cores {1e6 * whole.core_s:.0f} µs, experts with router, "
-        f"dispatch and combine {1e6 * whole.experts_s:.0f} µs a layer of {1e6 * whole.step_s:.0f} µs; the reason is the one "
-        "above."
+        f"dispatch and combine {1e6 * whole.experts_s:.0f} µs a layer of {1e6 * whole.step_s:.0f} µs; the reason is "
+        "the one above."
     )
     with_projections = (prefill.core_s + prefill.projections_s) / prefill.measured_s
     why = (

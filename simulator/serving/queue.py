@@ -6,8 +6,10 @@ resource manager for its share of the pool. A step's duration comes from a calla
 
     step_time(phase, batch, tokens, pool_gpus) -> seconds
         prefill: ``batch`` prompts of ``tokens`` tokens; decode: the token number ``tokens`` (0-based) of ``batch``
-        sequences. A batch of unequal lengths is timed at their mean, rounded up (exact where time is linear in
-        length; attention's square makes it an underestimate), or at their longest if ``Batching.padded``.
+        sequences. If ``Batching.padded``, a batch of unequal lengths is timed at its longest. Else a decode step,
+        linear in each length, at their mean, rounded up. A prefill at the mean would miss the square in attention's
+        work; the mean, over its prompts, of a batch all of that length has it, but misses what a few tokens more
+        cost a matmul that few tokens do not fill: both fall short, so the larger one counts.
 
 What it ignores: chunked prefill, preemption, prefix sharing, and separate prefill and decode groups. A prefill stalls
 its group's decodes. Prefill yields the first output token, each decode step one more.
@@ -15,7 +17,6 @@ its group's decodes. Prefill yields the first output token, each decode step one
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -150,8 +151,7 @@ class Run:
         longest = max(prompts)
         yield from self._ask(BatchFormed(self.clock.now_ps, group, "prefill", longest))
         start = self.starts[group]
-        tokens = longest if self.batching.padded else math.ceil(sum(prompts) / len(prompts))
-        duration_ps = self._duration_ps("prefill", len(admitted), tokens, start.pool_gpus)
+        duration_ps = self._prefill_ps(prompts, start.pool_gpus)
         for index in admitted:
             self.prefill_ps[index], self.group[index] = self.clock.now_ps, group
             self.first_ps[index] = self.clock.now_ps + duration_ps
@@ -159,6 +159,17 @@ class Run:
         for index in admitted:
             running.add(index, self.requests[index])
         self._end("prefill", group, running, start, duration_ps, 1)
+
+    def _prefill_ps(self, prompts: list[int], pool_gpus: int) -> int:
+        """Of a batch, ragged or padded: see the module's docstring."""
+
+        def of(tokens: int) -> int:
+            return self._duration_ps("prefill", len(prompts), tokens, pool_gpus)
+
+        if self.batching.padded or min(prompts) == max(prompts):
+            return of(max(prompts))
+        uniform = sum(of(tokens) for tokens in prompts)
+        return max(of(-(-sum(prompts) // len(prompts))), round(uniform / len(prompts)))
 
     def _decode(self, group: int, running: Batch) -> Process:
         longest = running.longest
