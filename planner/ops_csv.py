@@ -14,7 +14,7 @@ from pathlib import Path
 
 from simulator.costs.cost import predict, routing_alpha
 from simulator.errors import SpecError
-from simulator.formats.files import MAX_FILE_BYTES
+from simulator.formats.files import read_text
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, Kernel, Moe
 from simulator.profile import Profile
 from simulator.units import DTYPE_BYTES
@@ -34,6 +34,7 @@ WINDOWED = frozenset({"attention_prefill", "attention_decode"})
 KNOWN_COLUMNS = frozenset({"op", "dtype", "window"}).union(*COLUMNS.values())
 RESULT_COLUMNS = ("seconds", "p05", "p95", "tag")
 DEFAULT_DTYPE = "bf16"
+MAX_ROWS = 200_000
 MAX_SIZE = 2**53  # the largest integer every column can hold exactly as a float
 TRUTH = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
@@ -91,19 +92,13 @@ def predicted_csv(path: Path, profile: Profile) -> str:
 
 def read_operations(path: Path) -> Operations:
     """OPS.csv as kernels; SpecError with file and line for anything it cannot mean."""
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise SpecError(f"{path}: larger than {MAX_FILE_BYTES} bytes")
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    return parse_operations(text, str(path))
+    return parse_operations(read_text(path), str(path))
 
 
 def parse_operations(text: str, source: str) -> Operations:
     """As ``read_operations``, from text."""
+    if text.count("\n") > MAX_ROWS:
+        raise SpecError(f"{source}: more than {MAX_ROWS} lines; split the table")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     rows: list[tuple[str, ...]] = []
     kernels: list[Kernel] = []

@@ -1,6 +1,6 @@
 """Hostile files for every parser. ``python -m tests.hostile FOLDER`` parses what ``write_all`` put there.
 
-One JSON line a case: file, seconds, the error's kind and message, and the peak memory of the process so far.
+One JSON line a case: file, processor seconds, the error's kind and message, and the peak memory of the process so far.
 """
 
 from __future__ import annotations
@@ -12,11 +12,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from calibration.importers import nccl_tests, vidur
+from calibration.importers import aiconfigurator, nccl_tests, vidur
+from planner.ops_csv import read_operations
 from simulator import presets
+from simulator.allocation import Allocation
 from simulator.errors import SpecError
+from simulator.formats.files import load
 from simulator.formats.topo import read_matrix
 from simulator.formats.trace import read_requests
+from simulator.measurement import Measurement
+from simulator.profile import Profile
 
 MB = 10**6
 BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 30))
@@ -28,6 +33,11 @@ PARSERS: dict[str, Callable[[Path], Any]] = {
     "topo": read_matrix,
     "nccl": nccl_tests.read_run,
     "vidur": vidur.read_compute,
+    "operations": read_operations,
+    "profile": lambda path: load(path, Profile),
+    "allocation": lambda path: load(path, Allocation),
+    "measurement": lambda path: load(path, Measurement),
+    "system": lambda path: aiconfigurator.load_gpu(path.parent, path.stem, "x"),
 }
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 64}
 FACTS = "nodes: 1\ngpus_per_node: 8\ngpu: x\ncollective: all_reduce\nsource: x\n"
@@ -77,6 +87,21 @@ CASES: list[tuple[str, str, Content]] = [
     ("nccl", "digits.log", " " + "9" * 5000 + " 1 float sum -1 1 1 1 0 1 1 1 0"),
     ("vidur", "wide.csv", ",".join(f"c{i}" for i in range(100_000))),
     ("vidur", "quote.csv", 'a,"b\n1,2'),
+    ("operations", "digits.csv", "op,m,n,k\ngemm,1,1," + "9" * 5000),
+    ("operations", "many.csv", lambda: "op,m,n,k\n" + "gemm,1,1,1\n" * 1_400_000),
+    ("operations", "long_cell.csv", lambda: "op,m,n,k\ngemm,1,1," + "x" * 10 * MB),
+    ("operations", "huge.csv", lambda: "op\n" + "\n" * 40 * MB),
+    ("operations", "nul.csv", "op,m,n,k\ngemm,1,1,\0"),
+    ("operations", "nan.csv", "op,m,n,k\ngemm,1,1,nan"),
+    ("profile", "deep.json", '{"kernels":' * 100_000),
+    ("profile", "infinite.json", '{"name": "x", "host_launch_s": 1e999}'),
+    ("allocation", "bomb.yaml", BOMB),
+    ("allocation", "twice.json", '{"policy": [], "policy": []}'),
+    ("allocation", "up.json", '{"schema_version": 1, "name": "../../x"}'),
+    ("measurement", "nan.json", '{"steps": [{"duration_s": NaN}]}'),
+    ("measurement", "many.json", lambda: '{"steps": [' + "0," * 290_000 + "0]}"),
+    ("system", "a100_sxm.yaml", "gpu: &a {mem_bw: *a}"),
+    ("system", "h100_sxm.yaml", "gpu: {mem_bw: 1, mem_capacity: 1, bfloat16_tc_flops: .inf}"),
 ]
 
 
@@ -99,7 +124,7 @@ def peak_bytes() -> int:
 def main(folder: Path) -> None:
     for parser, name, _ in CASES:
         path = folder / f"{parser}_{name}"
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             PARSERS[parser](path)
             kind, message = "accepted", ""
@@ -107,7 +132,7 @@ def main(folder: Path) -> None:
             kind, message = "SpecError", str(error)
         except BaseException as error:
             kind, message = type(error).__name__, str(error)[:200]
-        print(json.dumps([path.name, time.perf_counter() - start, kind, message, peak_bytes()]))
+        print(json.dumps([path.name, time.process_time() - start, kind, message, peak_bytes()]))
 
 
 if __name__ == "__main__":

@@ -54,15 +54,21 @@ def main() -> int:
     options.add_argument("--only", nargs="*", default=[], help=f"rows: {', '.join(row.name for row in ROWS)}")
     options.add_argument("--page-only", action="store_true", help="write the page from the results there are")
     arguments = options.parse_args()
-    results: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     chosen = [] if arguments.page_only else [row for row in ROWS if row.name in (arguments.only or [row.name])]
     for row in chosen:
         print(f"{row.name} …", flush=True)
-        results[row.name] = measured(row)
-        write_atomically(RESULTS, json.dumps(results, indent=1) + "\n")
-        print(f"  {cell(row, results[row.name])}", flush=True)
+        found = measured(row)
+        write_atomically(RESULTS, json.dumps(kept() | {row.name: found}, indent=1) + "\n")
+        print(f"  {cell(row, found)}", flush=True)
+    results = kept()
     write_atomically(PAGE, page(results))
     return 1 if any(one["failed"] for one in results.values()) else 0
+
+
+def kept() -> dict[str, Any]:
+    """The results there are, read again each time: rows may be run side by side."""
+    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    return found
 
 
 def measured(row: Row) -> dict[str, Any]:
