@@ -20,7 +20,8 @@ DEFAULT_LOG_ERROR = 0.5  # with fewer than MIN_ROWS rows no quantile can be trus
 MIN_ROWS = 8
 
 
-def _quantiles(errors: Array) -> tuple[float, float]:
+def quantiles(errors: Array) -> tuple[float, float]:
+    """p05 and p95 of held-out log errors, with the finite-sample level."""
     ordered = np.sort(errors)
     rank = int(np.ceil(UPPER * (len(ordered) + 1)))
     if rank > len(ordered):  # too few rows for the level: the extremes, half as wide again
@@ -41,7 +42,7 @@ def intervals(predicted_s: Array, measured_s: Array, spread: float = 1.0) -> Int
     edges = np.quantile(predicted_s, np.arange(1, regions) / regions)
     edges = np.unique(edges)
     region = np.searchsorted(edges, predicted_s, side="right")
-    pairs = [_quantiles(errors[region == i]) for i in range(len(edges) + 1)]
+    pairs = [quantiles(errors[region == i]) for i in range(len(edges) + 1)]
     return Intervals(
         edges_s=tuple(edges.tolist()),
         low=tuple(low for low, _ in pairs),

@@ -18,9 +18,12 @@ from scipy.optimize import least_squares
 from calibration.conformal import intervals
 from calibration.gaussian import fit_gaussian
 from calibration.network import Training, train
+from calibration.novelty import Fitted, grid, novel_errors
 from calibration.rows import Table, TimedRow, tables
+from calibration.transferring import donor_model, transferred_model
 from calibration.transfers import collective_curves, memory_costs, send_recv
 from simulator.cluster import Gpu
+from simulator.costs import physics_flash3
 from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, dtype_bytes, range_columns
 from simulator.costs.physics import GEMM_START, Array, Device
 from simulator.costs.physics_attention import DECODE_START, PREFILL_START
@@ -41,14 +44,27 @@ VARIANTS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "attention_decode": {"splits_single_heads": (0.0, 1.0), "split_keys": (128.0, 256.0, 704.0)},
     "moe": {},
 }
+# FlashAttention-3 exists for Hopper alone, which its number of SMs tells (H100 PCIe; H100, H200 SXM).
+FLASH3_SMS = (114, 132)
+FLASH3_START: Mapping[str, Mapping[str, float]] = {
+    "attention_prefill": physics_flash3.PREFILL_START,
+    "attention_decode": physics_flash3.DECODE_START,
+}
+FLASH3_VARIANTS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
+    "attention_prefill": {"flash_version": (3.0,)},
+    "attention_decode": {"flash_version": (3.0,), "max_splits": (32.0, 128.0)},
+}
 LOG_REACH = 3.5  # a coefficient may move by a factor e^3.5 = 33 from its start
+SHORT_REACH = {"wide_slowdown": 0.7}  # one odd row of a rare kernel must not carry this one off
 # Only the exposed share is bounded: an efficiency fitted above 1 says that a tile's fixed cost took the rest
 # over, and no prediction goes below the datasheet's bound anyway.
 AT_MOST_ONE = ("exposed_share",)
 MAX_PHYSICS_ROWS = 2500
+OUTLIER_SPREADS = 4.0
 FEW_ROWS = 400
 MIN_RESIDUAL_ROWS = 12
 CONFORMAL_SHARE, CONFORMAL_ROWS = 0.1, 500  # held from the fit for the intervals, whichever is fewer
+STEPS: Mapping[str, int] = {"gemm": 18000}  # a library's choice of kernel takes longer to learn
 FASTER_DTYPES = {"fp8": 2.0, "int8": 2.0}  # dense tensor-core rate over bf16, Hopper and Ampere int8
 
 
@@ -64,6 +80,7 @@ class FitOptions:
     host_launch_s: float = 5e-6
     seed: int = 0
     training: Training = field(default_factory=Training)
+    donor: Profile | None = None  # of the same generation: its models are corrected instead of new ones fitted
 
 
 def fit_profile(rows: Sequence[TimedRow], gpu: Gpu, options: FitOptions = FitOptions()) -> Profile:
@@ -89,21 +106,24 @@ def fit_profile(rows: Sequence[TimedRow], gpu: Gpu, options: FitOptions = FitOpt
 def fit_model(table: Table, gpu: Gpu, options: FitOptions) -> KernelModel:
     """One class and dtype; see the module's text."""
     device = device_for(table.dtype, gpu)
-    if len(table.seconds) >= FEW_ROWS:
-        coefficients, residual, missed = _fit_many(table, device, options)
-    else:
-        coefficients, residual, missed = _fit_few(table, device)
-    floor = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device).floor_s
-    calibrated = {
-        name: Range(low=float(values.min()), high=float(values.max()))
-        for name, values in range_columns(table.kernel, table.x).items()
-    }
     provenance = Provenance(
         source=options.source,
         licence=options.licence,
         num_rows=len(table.seconds),
         rebuilt_with=options.rebuilt_with,
     )
+    donor = donor_model(options.donor, table) if options.donor is not None else None
+    if donor is not None and len(table.seconds) < FEW_ROWS:
+        return transferred_model(table, donor, device, provenance)
+    if len(table.seconds) >= FEW_ROWS:
+        coefficients, residual, missed = _fit_many(table, device, options)
+    else:
+        coefficients, residual, missed = _fit_few(table, device)
+    floor = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device).floor_s
+    calibrated = {
+        name: Range(low=float(values.min()), high=float(values.max()), values=grid(values) if missed.novel else ())
+        for name, values in range_columns(table.kernel, table.x).items()
+    }
     return KernelModel.model_validate(
         {
             "kernel": table.kernel,
@@ -128,8 +148,12 @@ def _fit_many(table: Table, device: Device, options: FitOptions) -> Parts:
     share = min(CONFORMAL_SHARE, CONFORMAL_ROWS / len(table.seconds))
     held = np.random.default_rng(options.seed).random(len(table.seconds)) < share
     fit, out = table.take(~held), table.take(held)
-    coefficients, residual = _trained(fit, fit_coefficients(fit, device), device, options.training)
-    return coefficients, residual, intervals(_predict(out, coefficients, residual, device), out.seconds)
+    training = replace(options.training, steps=STEPS.get(table.kernel, options.training.steps))
+    coefficients, residual = _trained(fit, fit_coefficients(fit, device), device, training)
+    predicted = _predict(out, coefficients, residual, device)
+    fitted = Fitted(fit, coefficients, device, out, np.log(out.seconds / predicted))
+    missed = intervals(predicted, out.seconds).model_copy(update={"novel": novel_errors(fitted, training)})
+    return coefficients, residual, missed
 
 
 def _trained(
@@ -154,10 +178,10 @@ def _fit_few(table: Table, device: Device) -> Parts:
     Errors are stretched by sqrt(n/(n − coefficients)): every row also helped to choose the coefficients.
     """
     coefficients = fit_coefficients(table, device)
-    num_rows, num_free = len(table.seconds), len(START[table.kernel])
+    num_rows, num_free = len(table.seconds), len(starts(table.kernel, device)[0])
     spread = float(np.sqrt(num_rows / max(num_rows - num_free, num_rows / 4.0)))
     shape = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device)
-    log_residual = np.log(table.seconds / shape.base_s)
+    log_residual = without_outliers(np.log(table.seconds / shape.base_s))
     if num_rows >= MIN_RESIDUAL_ROWS:
         fitted = fit_gaussian(shape.features, log_residual)
         left = np.abs(log_residual - fitted.leave_one_out).mean()
@@ -165,6 +189,13 @@ def _fit_few(table: Table, device: Device) -> Parts:
             predicted = shape.base_s * np.exp(fitted.leave_one_out)
             return coefficients, fitted.residual, intervals(predicted, table.seconds, spread)
     return coefficients, None, intervals(shape.base_s, table.seconds, spread)
+
+
+def without_outliers(log_residual: Array) -> Array:
+    """Log residuals pulled in to OUTLIER_SPREADS robust spreads of their median: few rows would bend to one."""
+    middle = np.median(log_residual)
+    spread = 1.4826 * float(np.median(np.abs(log_residual - middle)))  # of a normal distribution, its deviation
+    return np.asarray(np.clip(log_residual, middle - OUTLIER_SPREADS * spread, middle + OUTLIER_SPREADS * spread))
 
 
 def device_for(dtype: str, gpu: Gpu) -> Device:
@@ -177,15 +208,25 @@ def fit_coefficients(table: Table, device: Device, seed: int = 0) -> dict[str, f
     """Physical coefficients: log least squares, soft L1, on at most MAX_PHYSICS_ROWS rows, best variant."""
     chosen = np.random.default_rng(seed).permutation(len(table.seconds))[:MAX_PHYSICS_ROWS]
     part = table.take(chosen)
-    variants = VARIANTS[table.kernel]
+    start, variants = starts(table.kernel, device)
     fits = [
-        _fit_variant(part, device, dict(zip(variants, values, strict=True))) for values in product(*variants.values())
+        _fit_variant(part, device, start, dict(zip(variants, values, strict=True)))
+        for values in product(*variants.values())
     ]
     return min(fits, key=lambda item: item[0])[1]
 
 
-def _fit_variant(table: Table, device: Device, variant: dict[str, float]) -> tuple[float, dict[str, float]]:
-    model, start = PHYSICAL_MODELS[table.kernel], START[table.kernel]
+def starts(kernel: str, device: Device) -> tuple[Mapping[str, float], Mapping[str, tuple[float, ...]]]:
+    """(coefficients to start from, variants to try) of a class on a device."""
+    if device.num_sms in FLASH3_SMS and kernel in FLASH3_START:
+        return FLASH3_START[kernel], FLASH3_VARIANTS[kernel]
+    return START[kernel], VARIANTS[kernel]
+
+
+def _fit_variant(
+    table: Table, device: Device, start: Mapping[str, float], variant: dict[str, float]
+) -> tuple[float, dict[str, float]]:
+    model = PHYSICAL_MODELS[table.kernel]
     names, log_seconds = list(start), np.log(table.seconds)
     origin = np.log([start[name] for name in names])
 
@@ -198,6 +239,7 @@ def _fit_variant(table: Table, device: Device, variant: dict[str, float]) -> tup
         return np.concatenate([error, 0.02 * (theta - origin)])
 
     highest = [0.0 if name in AT_MOST_ONE else np.inf for name in names]
-    bounds = (origin - LOG_REACH, np.minimum(origin + LOG_REACH, highest))
+    reach = np.array([SHORT_REACH.get(name, LOG_REACH) for name in names])
+    bounds = (origin - reach, np.minimum(origin + reach, highest))
     solved = least_squares(misses, origin, loss="soft_l1", f_scale=0.1, bounds=bounds, max_nfev=60)
     return float(solved.cost), coefficients(solved.x)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from simulator.costs.collective_curve import curve_seconds
 from simulator.costs.cost import PHYSICAL_MODELS, predict_rows
 from simulator.costs.physics import Array
 from simulator.kernel import GroupCollective
-from simulator.profile import CollectiveCurve
+from simulator.profile import CollectiveCurve, load_profile
 
 CURVE_POINTS = 8  # measured sizes a curve keeps in the NCCL line
 LARGE_BYTES = 128e6
@@ -77,6 +77,20 @@ def fitted_roof(fit: Table, held: Table, gpu: Gpu) -> Array:
 
 def _any_coefficients(kernel: str) -> tuple[str, ...]:
     return (*START[kernel], *VARIANTS[kernel])
+
+
+DONORS = {"H100-SXM": "h200-sxm", "H200-SXM": "h100-sxm"}
+POINTS = ("200 points", "50 points")
+
+
+def transfer_lines(table: Table, gpu: Gpu, options: FitOptions) -> Iterator[Line]:
+    """The shipped profile of the same generation plus the N points, errors on all other rows."""
+    if gpu.name not in DONORS or table.dtype != "bf16":
+        return
+    donor = load_profile(DONORS[gpu.name])
+    for split in POINTS:
+        found = line(table, split, gpu, replace(options, donor=donor))
+        yield replace(found, split=f"{split} and {donor.gpu.name}'s profile", raw_mlp=float("nan"))
 
 
 def line(table: Table, split: str, gpu: Gpu, options: FitOptions) -> Line:
@@ -133,19 +147,30 @@ def nccl_lines(rows: Sequence[TimedRow], device: str) -> Iterator[Line]:
 
 
 def _from_fewer_gpus(curves: Sequence[CollectiveCurve]) -> Iterator[tuple[Array, Array]]:
-    """(predicted, measured) on 8 GPUs: log seconds continued from 2 and 4, corrected at three anchor sizes."""
+    """(predicted, measured) on 8 GPUs: :func:`continued` from 2 and 4, corrected at three anchor sizes."""
     by_gpus = {(curve.kind, curve.gpus): curve for curve in curves}
     for (kind, gpus), curve in by_gpus.items():
         if gpus != 8 or not {(kind, 2), (kind, 4)} <= set(by_gpus):
             continue
         sizes, seconds = np.array(curve.bytes), np.array(curve.seconds)
         two, four = (np.log(curve_seconds(sizes, by_gpus[kind, count])) for count in (2, 4))
-        continued = four + (four - two)
+        guess = continued(np.log(sizes), two, four)
         anchors = np.array([0, len(sizes) // 2, len(sizes) - 1])
-        missed = np.log(seconds[anchors]) - continued[anchors]
-        corrected = continued + np.interp(np.log(sizes), np.log(sizes[anchors]), missed)
+        missed = np.log(seconds[anchors]) - guess[anchors]
+        corrected = guess + np.interp(np.log(sizes), np.log(sizes[anchors]), missed)
         rest = np.setdiff1d(np.arange(len(sizes)), anchors)
         yield np.exp(corrected[rest]), seconds[rest]
+
+
+def continued(log_bytes: Array, two: Array, four: Array) -> Array:
+    """log seconds on 8 GPUs from those on 2 and 4: latency goes on growing as from 2 to 4, bandwidth-bound time as
+    (p − 1)/p, the share of a ring's traffic (every kind's, all-reduce twice); the curve's slope, 0 where latency and
+    1 where bandwidth bounds, mixes them. Chosen among six rules on L40S, B200, B300 and RTX PRO 6000 tables."""
+    slope = np.gradient(four, log_bytes)
+    smooth = np.convolve(np.pad(slope, 1, mode="edge"), (0.25, 0.5, 0.25), "valid")
+    bound = np.clip(smooth, 0.0, 1.0)
+    latency = float(np.median((four - two)[:4]))
+    return np.asarray(four + bound * np.log((7.0 / 8.0) / (3.0 / 4.0)) + (1.0 - bound) * latency)
 
 
 def predictor_line(rows: Sequence[TimedRow], gpu: Gpu, seed: int) -> Iterator[Line]:
@@ -187,6 +212,7 @@ def table(
             mask = SPLITS[part.kernel][split](part)
             if mask.any() and not mask.all() and (part.dtype == "bf16" or split == "random"):
                 yield line(part, split, gpu, options)
+        yield from transfer_lines(part, gpu, options)
     yield from nccl_lines(rows, gpu.name)
     yield from predictor_line(rows, gpu, options.seed)
 

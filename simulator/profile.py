@@ -27,6 +27,7 @@ Tag = Literal["measured", "replayed", "emulated", "imported", "fitted", "assumed
 KernelClass = Literal["gemm", "attention_prefill", "attention_decode", "moe"]
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all"]
 Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
 PRESETS = Path(__file__).parent / "presets" / "profiles"
 DTYPE_ALIASES = {"fp16": "bf16"}  # same tensor-core rate and bytes; used where a profile has no fp16 rows
 
@@ -57,16 +58,30 @@ class Layer(Record):
         return self
 
 
-class GaussianResidual(Record):
+class Scaled(Record):
+    """Features as a residual reads them: standardised, then clamped to what was seen."""
+
+    feature_mean: tuple[float, ...]
+    feature_scale: tuple[float, ...]
+    feature_low: tuple[float, ...] = Field(description="standardised; features are clamped to what was seen")
+    feature_high: tuple[float, ...]
+    low: float = Field(description="smallest log residual seen; outputs are clamped")
+    high: float
+
+    @cached_property
+    def scaling(self) -> tuple[Float32, Float32, Float32, Float32]:
+        """(mean, 1/scale, low, high), float32."""
+        mean, scale, low, high = (
+            np.array(values, dtype=np.float32)
+            for values in (self.feature_mean, self.feature_scale, self.feature_low, self.feature_high)
+        )
+        return mean, np.float32(1.0) / scale, low, high
+
+
+class GaussianResidual(Scaled):
     """Small tables: kernel-weighted mean of the rows' own log residuals (a Gaussian process's posterior mean)."""
 
     kind: Literal["gaussian"] = "gaussian"
-    feature_mean: tuple[float, ...]
-    feature_scale: tuple[float, ...]
-    feature_low: tuple[float, ...]
-    feature_high: tuple[float, ...]
-    low: float
-    high: float
     length: float = Field(gt=0, description="of the Matern-5/2 kernel, in standard deviations of the features")
     points_base64: str = Field(description="[rows, features] standardised float32")
     weights_base64: str = Field(description="[rows] float32")
@@ -89,16 +104,10 @@ class GaussianResidual(Record):
         return decode_floats(self.weights_base64)
 
 
-class Residual(Record):
+class Residual(Scaled):
     """Networks (tanh between layers, averaged) from standardised, clamped features to log(measured/physical)."""
 
     kind: Literal["networks"] = "networks"
-    feature_mean: tuple[float, ...]
-    feature_scale: tuple[float, ...]
-    feature_low: tuple[float, ...] = Field(description="standardised; features are clamped to what was seen")
-    feature_high: tuple[float, ...]
-    low: float = Field(description="smallest log residual seen; outputs are clamped")
-    high: float
     networks: tuple[tuple[Layer, ...], ...]
 
     @model_validator(mode="after")
@@ -127,6 +136,37 @@ class Residual(Record):
         )
 
 
+class TransferredResidual(Record):
+    """Another device's residual, and a Gaussian process for what a few local rows still miss."""
+
+    kind: Literal["transferred"] = "transferred"
+    donor: Annotated[Residual | GaussianResidual, Field(discriminator="kind")]
+    local: GaussianResidual
+
+    @model_validator(mode="after")
+    def _same_features(self) -> TransferredResidual:
+        if len(self.donor.feature_mean) != len(self.local.feature_mean):
+            raise ValueError("donor and local read different numbers of features")
+        return self
+
+    @property
+    def feature_mean(self) -> tuple[float, ...]:
+        return self.local.feature_mean
+
+
+AnyResidual = Residual | GaussianResidual | TransferredResidual
+
+
+class Range(Record):
+    low: float
+    high: float
+    values: tuple[float, ...] = Field(default=(), description="of a column: the distinct values timed, if a grid")
+
+    @cached_property
+    def known(self) -> Float64:
+        return np.array(self.values)
+
+
 class Intervals(Record):
     """p05 and p95 of log(measured/predicted) on held-out rows, by region of predicted seconds."""
 
@@ -134,6 +174,9 @@ class Intervals(Record):
     low: tuple[float, ...]
     high: tuple[float, ...]
     widening_per_octave: float = Field(ge=0, description="added to both sides a doubling outside the range")
+    novel: dict[str, Range] = Field(
+        default_factory=dict, description="p05 and p95 where this column's value lies between those timed"
+    )
 
     @model_validator(mode="after")
     def _regions_agree(self) -> Intervals:
@@ -143,10 +186,10 @@ class Intervals(Record):
             raise ValueError("low exceeds high")
         return self
 
-
-class Range(Record):
-    low: float
-    high: float
+    @cached_property
+    def arrays(self) -> tuple[Float64, Float64, Float64]:
+        """(edges, low, high)."""
+        return np.array(self.edges_s), np.array(self.low), np.array(self.high)
 
 
 class KernelModel(Record):
@@ -159,7 +202,7 @@ class KernelModel(Record):
         default=1.0, gt=0, le=1, description="below 1 where measured rows beat the datasheet bound (caches)"
     )
     coefficients: dict[str, float]
-    residual: Annotated[Residual | GaussianResidual, Field(discriminator="kind")] | None = None
+    residual: Annotated[AnyResidual, Field(discriminator="kind")] | None = None
     intervals: Intervals
     calibrated: dict[str, Range]
     tag: Tag

@@ -17,13 +17,21 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.cluster import Gpu
-from simulator.costs import physics, physics_attention, physics_moe
+from simulator.costs import physics, physics_attention, physics_flash3, physics_moe
 from simulator.costs.collective_curve import collective_seconds
 from simulator.costs.gaussian_kernel import matern
-from simulator.costs.physics import Array, Device, Physics
+from simulator.costs.physics import Array, Coefficients, Device, Physics
 from simulator.errors import ProfileError, SpecError
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, Kernel, Memory, Moe
-from simulator.profile import Float32, GaussianResidual, KernelModel, Profile, Residual
+from simulator.profile import (
+    AnyResidual,
+    Float32,
+    GaussianResidual,
+    KernelModel,
+    Profile,
+    Residual,
+    TransferredResidual,
+)
 from simulator.units import DTYPE_BYTES
 
 PARALLEL_CHUNKS = 8  # fewer are not worth starting threads
@@ -33,10 +41,21 @@ NOVEL_COLUMNS = frozenset({"causal", "window", "past", "alpha", "gated"})
 NOVEL_OCTAVES = 1.0
 WIDENING_CAP = 4.0  # octaves outside the range after which an interval grows no further
 
+
+def _prefill(x: Array, c: Coefficients, device: Device) -> Physics:
+    flash3 = c.get("flash_version") == 3.0
+    return physics_flash3.prefill(x, c, device) if flash3 else physics_attention.prefill(x, c, device)
+
+
+def _decode(x: Array, c: Coefficients, device: Device) -> Physics:
+    flash3 = c.get("flash_version") == 3.0
+    return physics_flash3.decode(x, c, device) if flash3 else physics_attention.decode(x, c, device)
+
+
 PHYSICAL_MODELS: Mapping[str, physics.PhysicalModel] = {
     "gemm": physics.gemm,
-    "attention_prefill": physics_attention.prefill,
-    "attention_decode": physics_attention.decode,
+    "attention_prefill": _prefill,
+    "attention_decode": _decode,
     "moe": physics_moe.moe,
 }
 
@@ -76,11 +95,15 @@ def predict_rows(rows: Array, model: KernelModel, gpu: Gpu) -> Prediction:
     seconds, floor = _seconds_and_floor(rows, model, device_of(model, gpu))
     floor = floor * model.bound_share
     seconds = np.maximum(seconds, floor)
-    distance = octaves_outside(rows, model)
-    region = np.searchsorted(np.array(model.intervals.edges_s), seconds, side="right")
+    columns = range_columns(model.kernel, rows)
+    distance = octaves_outside(columns, model)
+    edges, lows, highs = model.intervals.arrays
+    region = np.searchsorted(edges, seconds, side="right")
     widen = model.intervals.widening_per_octave * np.minimum(distance, WIDENING_CAP)
-    low = np.array(model.intervals.low)[region] - widen
-    high = np.array(model.intervals.high)[region] + widen
+    low, high = lows[region], highs[region]
+    if model.intervals.novel:
+        low, high = _novel(columns, model, low, high)
+    low, high = low - widen, high + widen
     inside = distance == 0.0
     return Prediction(
         seconds,
@@ -89,6 +112,17 @@ def predict_rows(rows: Array, model: KernelModel, gpu: Gpu) -> Prediction:
         inside,
         np.where(inside, "fitted", "assumed").astype("<U9"),
     )
+
+
+def _novel(columns: Mapping[str, Array], model: KernelModel, low: Array, high: Array) -> tuple[Array, Array]:
+    """Interval ends no narrower than those of any column whose value lies between the timed ones."""
+    for name, errors in model.intervals.novel.items():
+        known, values = model.calibrated[name].known, columns[name]
+        new = known[known[:-1].searchsorted(values)] != values  # beyond the last: compared with the last
+        if new.any():
+            low = np.where(new, np.minimum(low, errors.low), low)
+            high = np.where(new, np.maximum(high, errors.high), high)
+    return low, high
 
 
 def _seconds_and_floor(rows: Array, model: KernelModel, device: Device) -> tuple[Array, Array]:
@@ -120,7 +154,7 @@ def dtype_bytes(dtype: str) -> int:
     return DTYPE_BYTES[dtype]
 
 
-def apply_residual(shape: Physics, residual: Residual | GaussianResidual | None) -> Array:
+def apply_residual(shape: Physics, residual: AnyResidual | None) -> Array:
     """Physical seconds times exp of the learned log residual, clamped to what was seen."""
     if residual is None:
         return shape.base_s
@@ -129,13 +163,21 @@ def apply_residual(shape: Physics, residual: Residual | GaussianResidual | None)
             f"profile: its residual reads {len(residual.feature_mean)} features, this version computes "
             f"{shape.features.shape[1]}; rebuild it with the command in its provenance"
         )
+    if isinstance(residual, TransferredResidual):
+        learned = _log_residual(shape, residual.donor) + _log_residual(shape, residual.local)
+    else:
+        learned = _log_residual(shape, residual)
+    return np.asarray(shape.base_s * np.exp(learned))
+
+
+def _log_residual(shape: Physics, residual: Residual | GaussianResidual) -> Array:
+    mean, inverse_scale, low, high = residual.scaling
     x = shape.features.astype(np.float32)
-    x -= np.array(residual.feature_mean, dtype=np.float32)
-    x *= 1.0 / np.array(residual.feature_scale, dtype=np.float32)
-    low, high = np.array(residual.feature_low, dtype=np.float32), np.array(residual.feature_high, dtype=np.float32)
+    x -= mean
+    x *= inverse_scale
     np.clip(x, low, high, out=x)
-    log_residual = _network_mean(x, residual) if isinstance(residual, Residual) else _posterior_mean(x, residual)
-    return np.asarray(shape.base_s * np.exp(np.clip(log_residual.astype(np.float64), residual.low, residual.high)))
+    learned = _network_mean(x, residual) if isinstance(residual, Residual) else _posterior_mean(x, residual)
+    return np.clip(learned.astype(np.float64), residual.low, residual.high)
 
 
 def _network_mean(x: Float32, residual: Residual) -> Float32:
@@ -161,21 +203,23 @@ def _posterior_mean(x: Float32, residual: GaussianResidual) -> Float32:
 
 
 def range_columns(kernel: str, rows: Array) -> dict[str, Array]:
-    """What a calibrated range is stated in: the columns, and for prefill the prefix length."""
+    """What a calibrated range is stated in: the columns, for prefill the prefix, for experts their matrix."""
     values = {name: rows[:, i] for i, name in enumerate(physics.COLUMNS[kernel])}
     if kernel == "attention_prefill":
         values["past"] = values["seq_kv"] - values["seq_q"]
+    if kernel == "moe":  # of one model: its experts' matrices
+        values["matrix"] = values["hidden"] * values["inter"]
     return values
 
 
-def octaves_outside(rows: Array, model: KernelModel) -> Array:
+def octaves_outside(columns: Mapping[str, Array], model: KernelModel) -> Array:
     """Largest distance of any column from its calibrated range, in doublings (0 inside).
 
     A kind never timed (a prefix, a window, another mask or routing) is NOVEL_OCTAVES away however long it is:
     the physical counts cover it, no row confirms it.
     """
-    worst = np.zeros(len(rows))
-    for name, values in range_columns(model.kernel, rows).items():
+    worst = np.zeros(len(next(iter(columns.values()))))
+    for name, values in columns.items():
         bounds = model.calibrated.get(name)
         if bounds is None:
             continue
