@@ -29,6 +29,11 @@ from simulator.errors import ExecutionError
 POLL_S = 0.02
 GRACE_S = 0.3  # after a first failure, for others to show whether they are its cause or its victims
 START_LIMIT_S = 120.0  # importing torch on a loaded machine
+ALLOCATOR = {  # values of a step come and go: glibc is to keep their pages rather than fault them in anew every step
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(2**32),
+    "MALLOC_TOP_PAD_": str(64 * 2**20),
+}
 
 Describe = Callable[[int, RankProgress], str]
 """(rank, progress) → its last operation in words."""
@@ -230,5 +235,6 @@ def worker_environment(interface: str = "") -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     threads = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    threads |= ALLOCATOR
     chosen = {"GLOO_SOCKET_IFNAME": interface} if interface else {}
     return {**os.environ, **threads, **chosen, "PYTHONPATH": path}

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,11 +42,23 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class MessageTime:
-    """One way, from the send to the value in hand; core seconds of both ends together."""
+    """One way, from the send to the value in hand; core seconds of both ends together, and those of the sender's own
+    thread while it issues the send."""
 
     num_bytes: int
     seconds: float
     core_s: float
+    issue_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class MessageLog:
+    """One rank's view of its messages of one size: instants on the machine's clock, core seconds a message."""
+
+    sent_s: tuple[float, ...]
+    arrived_s: tuple[float, ...]
+    core_s: float
+    issue_s: float
 
 
 def load(worker: Worker, kernel: ComputeKernel, num_busy: int, duration_s: float) -> float:
@@ -66,47 +79,41 @@ def load(worker: Worker, kernel: ComputeKernel, num_busy: int, duration_s: float
 
 def messages(
     worker: Worker, sizes: Sequence[int], round_trips: int, pair: tuple[int, int] = (0, 1)
-) -> list[MessageTime]:
-    """Job: the two ranks of ``pair`` send values of each size to and fro."""
-    rank, transport = worker.world.rank, DistributedTransport(worker.world)
-    first, second = pair
-    other = second if rank == first else first
-    found = []
+) -> list[MessageLog]:
+    """Job: the two ranks of ``pair`` send values of each size to and fro, each after computing for a while."""
+    rank, found = worker.world.rank, []
     for tag, size in enumerate(sizes):
         worker.progress.note(State.RUNNING, tag)
-        value = torch.ones(size // 4)
-        send = p.Send(reads=("x",), writes=(), layer=0, micro_batch=0, to=other, tag=tag, num_bytes=size)
-        receive = p.Recv(
-            reads=(),
-            writes=("y",),
-            layer=0,
-            micro_batch=0,
-            source=other,
-            tag=tag,
-            num_bytes=size,
-            shape=tuple(value.shape),
-            dtype="fp32",
-        )
         worker.world.barrier()
-        if rank not in pair:
-            continue
-        transport.begin([receive] * (round_trips + 1))
-        times, core_s = [], 0.0
-        for trip in range(round_trips + 1):
-            if rank == first:
-                _compute()
-            began_s, began_core_s = time.perf_counter(), time.process_time()
-            if rank == first:
-                transport.send(send, value)
-            value = transport.receive(receive).wait()
-            if rank == second:
-                transport.send(send, value)
-            if trip:
-                times.append((time.perf_counter() - began_s) / 2)
-                core_s += time.process_time() - began_core_s
-        transport.finish()
-        found.append(MessageTime(size, median(times), core_s / (2 * round_trips)))
+        if rank in pair:
+            found.append(_to_and_fro(worker, size, round_trips, pair))
     return found
+
+
+def _to_and_fro(worker: Worker, size: int, round_trips: int, pair: tuple[int, int]) -> MessageLog:
+    rank, transport = worker.world.rank, DistributedTransport(worker.world)
+    other = pair[1] if rank == pair[0] else pair[0]
+    value = torch.ones(size // 4)
+    about: dict[str, Any] = {"layer": 0, "micro_batch": 0, "tag": 0, "num_bytes": size}
+    send = p.Send(reads=("x",), writes=(), to=other, **about)
+    receive = p.Recv(reads=(), writes=("y",), source=other, shape=tuple(value.shape), dtype="fp32", **about)
+    transport.begin([receive] * (round_trips + 1))
+    sent, arrived, core_s, issue_s = [], [], 0.0, []
+    for turn in range(2 * (round_trips + 1)):
+        began_core_s = time.process_time()
+        if (turn % 2 == 0) == (rank == pair[0]):
+            _compute()
+            began_core_s = time.process_time()
+            sent.append(time.perf_counter())
+            began_s = time.thread_time()
+            transport.send(send, value)
+            issue_s.append(time.thread_time() - began_s)
+        else:
+            value = transport.receive(receive).wait()
+            arrived.append(time.perf_counter())
+        core_s += time.process_time() - began_core_s if turn > 1 else 0.0
+    transport.finish()
+    return MessageLog(tuple(sent[1:]), tuple(arrived[1:]), core_s / (2 * round_trips), median(issue_s[1:]))
 
 
 def collectives(
@@ -115,15 +122,15 @@ def collectives(
     ranks: tuple[int, ...],
     sizes: Sequence[int],
     algorithm: Algorithm = "auto",
-) -> list[float]:
-    """Job: seconds of a collective of ``ranks`` at each size (nccl-tests' bytes)."""
+) -> list[list[tuple[float, float]]]:
+    """Job: when this rank began and ended each repeat of a collective of ``ranks``, by size (nccl-tests' bytes)."""
     worker.world.meet(ranks)
     found = []
     for tag, size in enumerate(sizes):
         worker.progress.note(State.RUNNING, tag)
         worker.world.barrier()
         if worker.world.rank in ranks:
-            found.append(_collective_seconds(worker, kind, ranks, size, algorithm))
+            found.append(_collective_times(worker, kind, ranks, size, algorithm))
     return found
 
 
@@ -132,9 +139,9 @@ def _compute() -> None:
     torch.mm(torch.ones(64, 512), torch.ones(512, 512))
 
 
-def _collective_seconds(
+def _collective_times(
     worker: Worker, kind: p.CollectiveKind, ranks: tuple[int, ...], size: int, algorithm: Algorithm
-) -> float:
+) -> list[tuple[float, float]]:
     rows = max(1, size // (4 * 256 * len(ranks))) * len(ranks)
     shape = (rows // len(ranks), 256) if kind == "all_gather" else (rows, 256)
     operation = p.Collective(
@@ -147,8 +154,8 @@ def _collective_seconds(
         _compute()
         began_s = time.perf_counter()
         transport.collective(operation, value).wait()
-        times.append(time.perf_counter() - began_s)
-    return median(times[2:])
+        times.append((began_s, time.perf_counter()))
+    return times[2:]
 
 
 def time_load(world: Supervisor, kernel: ComputeKernel, counts: Sequence[int], duration_s: float) -> list[Load]:
@@ -179,11 +186,14 @@ def time_messages(
 ) -> list[MessageTime]:
     """Both ends' view of a message of each size: the mean time, the sum of core seconds."""
     answers = world.run(messages, tuple(sizes), round_trips, pair)
-    first, second = (answers[rank] for rank in pair)
-    return [
-        MessageTime(a.num_bytes, (a.seconds + b.seconds) / 2, a.core_s + b.core_s)
-        for a, b in zip(first, second, strict=True)
-    ]
+    return [_one_way(size, *logs) for size, *logs in zip(sizes, *(answers[rank] for rank in pair), strict=True)]
+
+
+def _one_way(size: int, first: MessageLog, second: MessageLog) -> MessageTime:
+    there = [b - a for a, b in zip(first.sent_s, second.arrived_s, strict=True)]
+    back = [b - a for a, b in zip(second.sent_s, first.arrived_s, strict=True)]
+    issue_s = (first.issue_s + second.issue_s) / 2
+    return MessageTime(size, median(there + back), first.core_s + second.core_s, issue_s)
 
 
 def latency_and_bandwidth(times: Sequence[MessageTime]) -> tuple[float, float]:
@@ -194,6 +204,13 @@ def latency_and_bandwidth(times: Sequence[MessageTime]) -> tuple[float, float]:
     latency_s, inverse = np.linalg.lstsq(design, np.ones(len(size)), rcond=None)[0]
     smallest = float(seconds.min())
     return min(max(float(latency_s), 0.1 * smallest), smallest), 1.0 / max(float(inverse), 1e-12)
+
+
+def issue_cost(times: Sequence[MessageTime]) -> tuple[float, float]:
+    """(seconds a send, seconds a byte sent) of the sender's own thread, by least squares."""
+    size = np.array([item.num_bytes for item in times], dtype=np.float64)
+    slope, fixed = np.polyfit(size, [item.issue_s for item in times], 1)
+    return max(float(fixed), min(item.issue_s for item in times) / 2), max(float(slope), 0.0)
 
 
 def core_s_per_byte(times: Sequence[MessageTime]) -> float:
@@ -209,10 +226,13 @@ def time_collective(
     sizes: Sequence[int] = COLLECTIVE_BYTES,
     algorithm: Algorithm = "auto",
 ) -> list[tuple[GroupCollective, float]]:
-    """(collective, seconds of the slowest rank) at each size."""
+    """(collective, median seconds from its last rank's arrival to its last rank's end) at each size."""
     answers = world.run(collectives, kind, tuple(range(num_ranks)), tuple(sizes), algorithm)
-    slowest = [max(times) for times in zip(*(answer for answer in answers if answer), strict=True)]
+    seconds = [
+        median(max(end for _, end in ranks) - max(began for began, _ in ranks) for ranks in zip(*size, strict=True))
+        for size in zip(*(answer for answer in answers if answer), strict=True)
+    ]
     rows = [max(1, size // (1024 * num_ranks)) * num_ranks * 1024 for size in sizes]
     return [
-        (GroupCollective(kind, num_bytes, num_ranks), seconds) for num_bytes, seconds in zip(rows, slowest, strict=True)
+        (GroupCollective(kind, num_bytes, num_ranks), seconds) for num_bytes, seconds in zip(rows, seconds, strict=True)
     ]

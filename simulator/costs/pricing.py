@@ -19,6 +19,7 @@ import numpy.typing as npt
 from simulator.cluster import Cluster, Node
 from simulator.costs.collective_cost import InNode
 from simulator.costs.cost import predict
+from simulator.costs.issue import with_issue
 from simulator.costs.work import kernels_of
 from simulator.errors import ProfileError
 from simulator.kernel import ComputeKernel, GroupCollective, memory_bytes
@@ -31,11 +32,13 @@ Quantile = Literal["median", "p05", "p95"]
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """Per rank, an entry an operation: seconds, bytes of device memory moved; and seconds of launch a rank."""
+    """Per rank, an entry an operation: seconds, bytes of device memory moved; and seconds of launch a rank.
+    ``kernels_s``: seconds without the issue of the transfers before an operation (``issue.py``)."""
 
     durations_s: tuple[Seconds, ...]
     moved_bytes: tuple[Seconds, ...]
     launch_s: tuple[float, ...]
+    kernels_s: tuple[Seconds, ...]
 
 
 def price(program: Program, cluster: Cluster, profiles: Mapping[str, Profile], quantile: Quantile = "median") -> Prices:
@@ -53,7 +56,9 @@ def price(program: Program, cluster: Cluster, profiles: Mapping[str, Profile], q
         rows.update(zip(ranks, priced, strict=True))
     nothing = (np.empty(0), np.empty(0), 0.0)
     columns = [rows.get(rank, nothing) for rank in range(len(program.ranks))]
-    return Prices(tuple(row[0] for row in columns), tuple(row[1] for row in columns), tuple(row[2] for row in columns))
+    kernels_s = tuple(row[0] for row in columns)
+    durations_s = with_issue(program, cluster, profiles, kernels_s)
+    return Prices(durations_s, tuple(row[1] for row in columns), tuple(row[2] for row in columns), kernels_s)
 
 
 def profile_of(gpu: str, profiles: Mapping[str, Profile]) -> Profile:

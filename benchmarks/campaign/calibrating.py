@@ -1,0 +1,107 @@
+"""Calibrating: kernels once for the machine, then what each place's hosts and links cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.campaign.cells import Cell
+from calibration.in_steps import covering, preferred, rows_in_steps
+from calibration.rows import TimedRow
+from calibration.sweep import SOURCE, Sweep, cpu_device, cpu_kernels, cpu_profile, hints_of
+from executor import world_timing
+from executor.environment import cpu_name
+from executor.step_timing import time_steps
+from executor.supervisor import Supervisor
+from executor.timing import time_kernels
+from simulator.cluster import Cluster
+from simulator.formats.files import load, to_json, write_atomically
+from simulator.host import Host
+from simulator.kernel import ComputeKernel
+from simulator.profile import Profile, SendRecv, load_profile
+
+KERNEL_BUDGET_S = 30.0
+LOADED_S = 1.0
+
+
+def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
+    """The machine's kernels: those of the cells' plans inside steps, others and what steps leave out alone."""
+    path = folder / "kernels.json"
+    if path.exists():
+        return load_profile(path)
+    questions = {(cell.model, cell.phase, cell.tokens): cell for cell in cells}.values()
+    in_steps: list[TimedRow] = []
+    hints: set[ComputeKernel] = set()
+    with Supervisor(2, timeout_s=10 * KERNEL_BUDGET_S) as world:
+        for cell in questions:
+            rows, kernels = played(cell, world)
+            in_steps += rows
+            hints |= kernels
+        missing = sorted(hints - {row.kernel for row in in_steps}, key=repr)
+        kernels_alone = cpu_kernels("fp32", missing)
+        seconds = world.run(time_kernels, kernels_alone, "fp32", KERNEL_BUDGET_S)[0]
+    alone = tuple(TimedRow(kernel, s, SOURCE) for kernel, s in zip(kernels_alone, seconds, strict=False))
+    print(f"{len(in_steps)} kernels timed in steps, {len(alone)} alone ({len(missing)} of them of the plans)")
+    rows_kept = preferred(tuple(in_steps), alone)
+    profile = cpu_profile(Sweep(rows_kept, cpu_device(cpu_name(), rows_kept)))
+    write_atomically(path, to_json(profile))
+    return profile
+
+
+def played(cell: Cell, world: Supervisor) -> tuple[tuple[TimedRow, ...], set[ComputeKernel]]:
+    """(rows of the kernels met in steps, all kernels of the cell's plans)."""
+    race = cell.race()
+    programs = [race.program(placement) for placement in race.placements]
+    chosen = covering(programs, times=1)
+    plans = tuple((race.step, race.placements[index]) for index in chosen)
+    spans = world.run(time_steps, race.model, plans, race.nodes, KERNEL_BUDGET_S)[0]
+    rows = rows_in_steps(zip((programs[index] for index in chosen), spans, strict=False))
+    return rows, set(hints_of(programs))
+
+
+def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple[Cluster, Profile]:
+    """The cluster with its NICs' latencies, and the profile with its hosts, as measured on this world."""
+    profile_path, cluster_path = folder / f"profile-{cluster.name}.json", folder / f"cluster-{cluster.name}.json"
+    if profile_path.exists() and cluster_path.exists():
+        return load(cluster_path, Cluster), load_profile(profile_path)
+    kernels = load_profile(folder / "kernels.json")
+    first = cluster.nodes[0]
+    ranks, cores = first.gpus, first.cores or first.gpus
+    times = world_timing.time_messages(world)
+    latency_s, bytes_per_s = world_timing.latency_and_bandwidth(times)
+    issue_s, issue_s_per_byte = world_timing.issue_cost(times)
+    host = Host(
+        transfer_issue_s=issue_s,
+        send_issue_s_per_byte=issue_s_per_byte,
+        core_capacity=world_timing.core_capacity(world, cores, LOADED_S),
+        transfer_core_s_per_byte=world_timing.core_s_per_byte(times),
+        transfer_latency_s=latency_s if len(cluster.nodes) == 1 else None,
+        memory_bandwidth_bytes_per_s=world_timing.memory_bandwidth_bytes_per_s(world, cores, LOADED_S),
+    )
+    rows = []
+    for kind in ("all_reduce", "all_gather", "all_to_all", "reduce_scatter"):
+        for num_ranks in range(2, ranks + 1):
+            rows += [TimedRow(k, s, SOURCE) for k, s in world_timing.time_collective(world, kind, num_ranks)]
+    source = f"{SOURCE}: ping-pong of two ranks"
+    measured = SendRecv(latency_s=latency_s, bandwidth_bytes_per_s=bytes_per_s, tag="measured", source=source)
+    sweep = cpu_profile(Sweep(tuple(rows), kernels.gpu, host, measured))
+    profile = kernels.model_copy(
+        update={"host": host, "send_recv": measured, "collectives": sweep.collectives, "name": cluster.name}
+    )
+    write_atomically(profile_path, to_json(profile))
+    cluster = with_nic_latency(cluster, world)
+    write_atomically(cluster_path, to_json(cluster))
+    return cluster, profile
+
+
+def with_nic_latency(cluster: Cluster, world: Supervisor) -> Cluster:
+    """NIC latencies as a ping-pong between the first two hosts has them."""
+    if len(cluster.nodes) == 1:
+        return cluster
+    times = world_timing.time_messages(world, pair=(0, cluster.nodes[0].gpus))
+    latency_s, _ = world_timing.latency_and_bandwidth(times)
+    nodes = tuple(
+        node.model_copy(update={"nics": node.nics and node.nics.model_copy(update={"latency_s": latency_s})})
+        for node in cluster.nodes
+    )
+    return cluster.model_copy(update={"nodes": nodes, "fabric": cluster.fabric.model_copy(update={"latency_s": 0.0})})

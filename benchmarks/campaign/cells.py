@@ -1,0 +1,78 @@
+"""Cells: the campaign's questions (place × model × phase × length), and what is kept of each on disk.
+
+A prediction is on disk before its cell runs. Files are lines of JSON, one a cell, each written whole or not at all; a
+line that a crash cut short is dropped when they are read again, and its cell runs again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.campaign.candidates import Candidate, candidates
+from benchmarks.campaign.models import MODELS
+from benchmarks.campaign.places import PLACES
+from benchmarks.campaign.race import Race
+from simulator.workload import Phase
+
+PREFILL_TOKENS, PREFILL_BATCH = (64, 128, 256, 512), 2
+DECODE_TOKENS, DECODE_BATCH = (128, 256, 512, 1024), 32
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One question of the campaign."""
+
+    place: str
+    model: str
+    phase: Phase
+    tokens: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.place}/{self.model}/{self.phase}/{self.tokens}"
+
+    @property
+    def nodes(self) -> tuple[int, ...]:
+        return tuple(node for node, _, _ in PLACES[self.place].rank_nodes())
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        return candidates(MODELS[self.model], self.phase, self.nodes)
+
+    def race(self) -> Race:
+        batch = PREFILL_BATCH if self.phase == "prefill" else DECODE_BATCH
+        placements = tuple(candidate.placement for candidate in self.candidates)
+        return Race(MODELS[self.model], self.phase, self.tokens, batch, self.nodes, placements)
+
+
+def all_cells(places: Sequence[str], models: Sequence[str], phases: Sequence[Phase]) -> Iterator[Cell]:
+    """Place by place, as each needs a world of its own."""
+    for place in places:
+        for model in models:
+            for phase in phases:
+                for tokens in PREFILL_TOKENS if phase == "prefill" else DECODE_TOKENS:
+                    yield Cell(place, model, phase, tokens)
+
+
+def append(path: Path, line: dict[str, Any]) -> None:
+    """Add one line, on disk when this returns."""
+    data = (json.dumps(line) + "\n").encode()
+    with path.open("ab") as file:
+        if file.tell() and path.read_bytes()[-1:] != b"\n":
+            file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def lines(path: Path) -> dict[str, dict[str, Any]]:
+    """Cell → its last whole line."""
+    if not path.exists():
+        return {}
+    rows = [json.loads(text) for text in path.read_text(encoding="utf-8").split("\n")[:-1]]
+    return {row["cell"]: row for row in rows}

@@ -1,0 +1,152 @@
+"""Race: candidate plans of one question run against each other, a step each in turn, on a world that is up.
+
+Every round runs every candidate once, in a new order that all ranks draw from the same seed, so that a slow minute of
+the machine falls on all of them alike. A step begins when every rank has arrived and slept to a common instant. Decode
+steps read caches that were filled beforehand and are set back after each step: a round costs one step a candidate.
+"""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from executor.filled_cache import as_found, filled_layers
+from executor.progress import State
+from executor.session import Generation, Session, prompts_of
+from executor.step_timing import KEEP_CACHES
+from executor.supervisor import Supervisor
+from executor.weights import SeededSource, Weights
+from executor.worker import Worker
+from executor.world import DistributedTransport
+from simulator.lowering import lower
+from simulator.model import Model
+from simulator.placement import Placement
+from simulator.program import Program
+from simulator.workload import Phase, Sequences, Step
+
+HEAD_START_S = 1e-3  # from the agreement on an instant to that instant: longer than a wake-up takes
+DTYPE = "fp32"
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """One question and the placements that answer it. ``nodes``: every rank's, as lowering takes them."""
+
+    model: Model
+    phase: Phase
+    tokens: int
+    batch: int
+    nodes: tuple[int, ...]
+    placements: tuple[Placement, ...]
+
+    @property
+    def step(self) -> Step:
+        """Prefill of ``tokens`` new tokens a sequence, or the decode step after ``tokens`` cached ones."""
+        if self.phase == "prefill":
+            return Step("prefill", (Sequences(self.batch, 0, self.tokens),))
+        return Step("decode", (Sequences(self.batch, self.tokens, 1, self.tokens),))
+
+    def program(self, placement: Placement) -> Program:
+        return lower(self.model, self.step, placement, nodes=self.nodes, dtype=DTYPE)
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """One candidate's steps: seconds of each round, and of every rank's operations the median seconds of a span."""
+
+    durations_s: tuple[float, ...]
+    spans_s: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RankRuns:
+    """One rank's part: (began, ended) of every round on the machine's clock, and its median spans."""
+
+    steps: tuple[tuple[float, float], ...]
+    spans_s: tuple[float, ...]
+
+
+def run_race(world: Supervisor, race: Race, rounds: int, limit_s: float = 600.0) -> list[Runs]:
+    """Every candidate's runs, ``rounds`` each after one that is not counted."""
+    answers: list[list[RankRuns]] = world.run(race_rank, race, rounds, limit_s=limit_s)
+    return [_runs(race.program(placement), ranks) for placement, *ranks in zip(race.placements, *answers, strict=True)]
+
+
+def _runs(program: Program, ranks: Sequence[RankRuns]) -> Runs:
+    busy = [rank for rank, operations in enumerate(program.ranks) if operations]
+    durations = [
+        max(step[1] for step in steps) - max(step[0] for step in steps)
+        for steps in zip(*(ranks[rank].steps for rank in busy), strict=True)
+    ]
+    return Runs(tuple(durations), tuple(ranks[rank].spans_s for rank in range(len(program.ranks))))
+
+
+def race_rank(worker: Worker, race: Race, rounds: int) -> list[RankRuns]:
+    """Job: this rank's part of all rounds."""
+    world = worker.world
+    programs = [race.program(placement) for placement in race.placements]
+    world.prepare(programs)
+    weights = Weights(SeededSource(race.model, SEED), dtype=DTYPE, device=world.device)
+    runners = [_Runner(worker, race, program, weights) for program in programs]
+    steps: list[list[tuple[float, float]]] = [[] for _ in runners]
+    spans: list[list[list[float]]] = [[] for _ in runners]
+    order, generator = list(range(len(runners))), random.Random(SEED)
+    gc.collect()
+    gc.disable()
+    try:
+        for number in range(-1, rounds):
+            generator.shuffle(order)
+            for index in order:
+                worker.progress.step = max(number, 0)
+                began_s, ended_s, lengths = runners[index].step()
+                if number >= 0:
+                    steps[index].append((began_s, ended_s))
+                    spans[index].append(lengths)
+    finally:
+        gc.enable()
+    medians = [tuple(np.median(rows, axis=0).tolist()) if rows[0] else () for rows in spans]
+    return [RankRuns(tuple(a), b) for a, b in zip(steps, medians, strict=True)]
+
+
+class _Runner:
+    """One candidate on this rank, ready to step."""
+
+    def __init__(self, worker: Worker, race: Race, program: Program, weights: Weights) -> None:
+        self.worker = worker
+        generation = Generation(race.model, (program,))
+        world = worker.world
+        transport = DistributedTransport(world)
+        self.session = Session(
+            generation, world.rank, transport, worker.progress, device=world.device, weights=weights,
+            slowdown=world.slowdown,
+        )  # fmt: skip
+        self.tokens = torch.cat(prompts_of(generation))
+        self.full = filled_layers(program, world.rank, race.model.head_dim) if race.phase == "decode" else {}
+
+    def step(self) -> tuple[float, float, list[float]]:
+        """(began, ended, seconds of every operation's span)."""
+        if self.full:
+            self.session.cache.layers = as_found(self.full)
+        self.worker.progress.note(State.WAITING)
+        start_together(self.worker)
+        began_s = time.perf_counter()
+        result = self.session.step(0 if not self.full else KEEP_CACHES, self.tokens)
+        return began_s, began_s + result.end_s, [end - start for start, end in result.spans]
+
+
+def start_together(worker: Worker) -> None:
+    """Return on all ranks at one instant, however differently a barrier lets them go."""
+    instant = torch.zeros(1, dtype=torch.float64)
+    worker.world.barrier()
+    if worker.world.rank == 0:
+        instant[0] = time.perf_counter() + HEAD_START_S
+    dist.broadcast(instant, src=0)
+    time.sleep(max(0.0, float(instant[0]) - time.perf_counter()))

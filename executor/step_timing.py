@@ -1,0 +1,96 @@
+"""Step timing: what operations cost inside a step, on one core of their own.
+
+A kernel repeated in a loop finds its code and half of its data in the nearest caches, and its memory already there. In
+a step it follows other kernels. So whole programs are played on one core, all ranks taking turns and handing values
+over in memory, and every compute operation is timed where it stands.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from executor.filled_cache import as_found, filled_layers
+from executor.mailboxes import MailboxTransport, Post, Turns
+from executor.progress import State
+from executor.replay import NoProgress
+from executor.session import Generation, Session, prompts_of
+from executor.weights import SeededSource, Weights
+from executor.worker import Worker
+from simulator.lowering import lower
+from simulator.model import Model
+from simulator.placement import Placement
+from simulator.program import Program
+from simulator.workload import Step
+
+REPEATS = 3
+KEEP_CACHES = -1  # the same (only) program, counted from the end: ``Session.step`` empties caches at 0
+
+Spans = tuple[tuple[float, ...], ...]
+"""[rank][operation] seconds."""
+
+
+def time_steps(
+    worker: Worker, model: Model, plans: Sequence[tuple[Step, Placement]], nodes: tuple[int, ...], limit_s: float
+) -> list[Spans]:
+    """Job: rank 0 plays the fp32 programs of ``plans`` in order until ``limit_s`` is over; the others rest. Each
+    operation's lower-quartile seconds: a disturbance only ever adds."""
+    found: list[Spans] = []
+    began_s = time.monotonic()
+    weights = Weights(SeededSource(model), dtype="fp32", device=torch.device("cpu"))
+    for number, (step, placement) in enumerate(plans if worker.world.rank == 0 else ()):
+        if time.monotonic() - began_s > limit_s:
+            break
+        worker.progress.note(State.RUNNING, number)
+        program = lower(model, step, placement, nodes=nodes, dtype="fp32")
+        played = Played(model, program, weights)
+        gc.collect()
+        gc.disable()
+        try:
+            rows = [played.step() for _ in range(REPEATS + 1)][1:]
+        finally:
+            gc.enable()
+        found.append(tuple(tuple(np.quantile(ranks, 0.25, axis=0).tolist()) for ranks in zip(*rows, strict=True)))
+    return found
+
+
+class Played:
+    """One program, all ranks in this process, ready to step."""
+
+    def __init__(self, model: Model, program: Program, weights: Weights) -> None:
+        self.generation = Generation(model, (program,))
+        self.tokens = torch.cat(prompts_of(self.generation))
+        device, nobody = torch.device("cpu"), MailboxTransport(0, Post(), Turns(0))
+        self.sessions = [
+            Session(self.generation, rank, nobody, NoProgress(), device=device, weights=weights)
+            for rank in range(len(program.ranks))
+        ]
+        decoding = program.step.phase == "decode"
+        self.full = [
+            filled_layers(program, rank, model.head_dim) if decoding else {} for rank in range(len(program.ranks))
+        ]
+
+    def step(self) -> list[list[float]]:
+        """Seconds of every rank's operations."""
+        turns, post = Turns(len(self.sessions)), Post()
+        found: list[list[float]] = [[] for _ in self.sessions]
+
+        def body(rank: int) -> None:
+            found[rank] = self._one(rank, MailboxTransport(rank, post, turns))
+
+        turns.run([lambda rank=rank: body(rank) for rank in range(len(self.sessions))])  # type: ignore[misc]
+        return found
+
+    def _one(self, rank: int, transport: MailboxTransport) -> list[float]:
+        session = self.sessions[rank]
+        session.interpreter.transport = transport
+        tokens: Tensor = self.tokens
+        if self.full[rank]:
+            session.cache.layers = as_found(self.full[rank])
+        result = session.step(KEEP_CACHES if self.full[rank] else 0, tokens)
+        return [end - start for start, end in result.spans]
