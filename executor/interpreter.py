@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from torch import Tensor
 
 from executor.clock import Clock, Mark
+from executor.compression import pack, unpack
 from executor.operations import Rank, Value, compute
+from executor.weights import TORCH_DTYPES
 from simulator import program as p
 
 
@@ -53,10 +55,30 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """A rank's operations, and the values to free after each."""
+    """A rank's operations, the same as the transport sees them, and the values to free after each."""
 
     operations: tuple[p.Operation, ...]
     freed: tuple[tuple[str, ...], ...]
+    wire: tuple[p.Operation, ...]
+
+
+def wire(operation: p.Recv) -> p.Recv:
+    """What travels: of a packed value its bytes."""
+    if operation.packing == "none":
+        return operation
+    return replace(operation, shape=(operation.num_bytes,), dtype="int8", packing="none")
+
+
+@dataclass(frozen=True, slots=True)
+class Unpacking:
+    """A packed value on its way."""
+
+    pending: Pending
+    operation: p.Recv
+
+    def wait(self) -> Tensor:
+        operation = self.operation
+        return unpack(self.pending.wait(), operation.packing, operation.shape, TORCH_DTYPES[operation.dtype])
 
 
 def schedule(operations: tuple[p.Operation, ...], keep: Sequence[str]) -> Schedule:
@@ -69,7 +91,8 @@ def schedule(operations: tuple[p.Operation, ...], keep: Sequence[str]) -> Schedu
     for name, index in last.items():
         if name not in keep and not name.startswith("cache."):
             freed[index].append(name)
-    return Schedule(operations, tuple(tuple(names) for names in freed))
+    seen = tuple(wire(operation) if isinstance(operation, p.Recv) else operation for operation in operations)
+    return Schedule(operations, tuple(tuple(names) for names in freed), seen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +119,7 @@ class Interpreter:
         values: dict[str, Value | Waiting] = dict(inputs)
         mark, clock = self.clock.mark, self.clock
         spans = [(clock.origin, clock.origin)] * len(plan.operations)
-        self.transport.begin(plan.operations)
+        self.transport.begin(plan.wire)
         for index, operation in enumerate(plan.operations):
             reads = [self._value(values, name, spans) for name in operation.reads if not name.startswith("cache.")]
             self.progress.running(index)
@@ -127,10 +150,12 @@ class Interpreter:
         match operation:
             case p.Send():
                 whole = _tensor(reads[0])
-                self.transport.send(operation, whole if operation.rows is None else whole[slice(*operation.rows)])
+                part = whole if operation.rows is None else whole[slice(*operation.rows)]
+                self.transport.send(operation, part if operation.packing == "none" else pack(part, operation.packing))
                 return ()
             case p.Recv():
-                return (Waiting(self.transport.receive(operation), index),)
+                arriving = self.transport.receive(wire(operation))
+                return (Waiting(arriving if operation.packing == "none" else Unpacking(arriving, operation), index),)
             case p.Collective():
                 given = _own(operation, _tensor(reads[0]), freed) if reads else None
                 return (Waiting(self.transport.collective(operation, given), index),)

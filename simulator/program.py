@@ -31,6 +31,7 @@ from simulator.tile import Batch, Block, Span, Tile
 from simulator.weight_slice import WeightSlice as WeightSlice
 from simulator.workload import Step
 
+Packing = Literal["none", "int8", "topk"]
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast"]
 
 
@@ -176,23 +177,25 @@ class Sample(BaseOperation):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send(BaseOperation):
-    """The value read, or its contiguous rows ``rows``, → rank ``to``."""
+    """The value read, or its contiguous rows ``rows``, → rank ``to``. ``num_bytes`` are what travels."""
 
     to: int
     tag: int
     num_bytes: int
     rows: Span | None = None
+    packing: Packing = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recv(BaseOperation):
-    """A value of ``shape`` from rank ``source``."""
+    """A value of ``shape`` from rank ``source``; packed, it travels in ``num_bytes`` bytes."""
 
     source: int
     tag: int
     num_bytes: int
     shape: tuple[int, ...]
     dtype: str
+    packing: Packing = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
