@@ -22,6 +22,7 @@ from simulator.cluster import Gpu
 from simulator.errors import ProfileError, SpecError
 from simulator.formats.files import Record, load
 from simulator.host import Host
+from simulator.interference import Interference
 
 Tag = Literal["measured", "replayed", "emulated", "imported", "fitted", "assumed"]
 KernelClass = Literal["gemm", "attention_prefill", "attention_decode", "moe"]
@@ -284,7 +285,12 @@ class Profile(Record):
     collectives: tuple[CollectiveCurve, ...] = ()
     send_recv: SendRecv | None = None
     host: Host | None = Field(default=None, description="CPU devices: what ranks of a node share")
+    interference: Interference | None = Field(default=None, description="what transfers take from kernels beside them")
     corrections: tuple[Correction, ...] = Field(default=(), description="learned by `plan calibrate update`")
+    step_log_low: float | None = Field(
+        default=None, le=0, description="5th percentile of log(measured/predicted) of whole steps that taught it"
+    )
+    step_log_high: float | None = Field(default=None, ge=0, description="the 95th")
     provenance: tuple[Provenance, ...] = ()
 
     @model_validator(mode="after")

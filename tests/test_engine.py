@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from simulator.cluster import Cluster, Fabric
 from simulator.errors import ExecutionError, InfeasibleError
 from simulator.host import Host
+from simulator.interference import Interference
 from simulator.program import Operation, Program, Recv, Send
 from simulator.simulation.engine import World, run
 from simulator.simulation.streams import streams_of
@@ -390,6 +391,38 @@ def test_different_gpus_nics_and_a_straggler_run_together() -> None:
     machine = Cluster(name="mixed", gpus=cluster().gpus, nodes=(fast, slow), fabric=Fabric(latency_s=0))
     built = program([recv(1, "x", MB), compute(["x"])], [compute(writes=["a"]), send(0, "a", MB)])
     assert play(built, machine) == [[(3, 4), (4, 5)], [(0, 3), (3, 4)]]
+
+
+def test_a_kernel_beside_a_collective_loses_the_share_that_was_measured() -> None:
+    """3 MB all-reduced by two take 3 ms and a quarter of each device: 4 ms of compute have done 3 · 3/4 by then and end
+    at 3 + (4 − 2.25) = 4.75 ms. A rank beside no transfer keeps its rate; the collective keeps its own."""
+    both = [collective((0, 1), 3 * MB), compute()]
+    built = program(both, both, [compute()])
+    world = World(interference={"gpu": Interference(collective_share=0.25)})
+    timeline = run(built, cluster(), durations(built, 4e-3), world)
+    ends = [[round(float(end) / MS, 6) for end in row] for row in timeline.end_ps]
+    assert ends[:3] == [[3, 4.75], [3, 4.75], [4]]
+    assert run(built, cluster(), durations(built, 4e-3)).makespan_ps == 4 * MS  # absent by default
+
+
+def test_messages_take_their_share_in_proportion_to_their_rate_at_both_ends() -> None:
+    """Two messages of 2 MB into one port, at half the rate each: for 4 ms its rank loses 2 · 0.05, each sender 0.05."""
+    lists = [[compute(writes=["a"]), send(2, "a", 2 * MB), compute(["a"])] for _ in range(2)]
+    built = program(*lists, [recv(0, "x", 2 * MB), recv(1, "y", 2 * MB), compute()])
+    seconds = [[0.0, 0.0, 6e-3], [0.0, 0.0, 6e-3], [0.0, 0.0, 6e-3]]
+    world = World(interference={"gpu": Interference(message_share=0.1)})
+    timeline = run(built, cluster(), seconds, world)
+    # 4 ms at 0.95 leave 2.2 ms; at 0.9 (two halves of a share of 0.1) they leave 2.4 ms
+    assert [round(float(row[-1]) / MS, 6) for row in timeline.end_ps[:3]] == [6.2, 6.2, 6.4]
+
+
+def test_interference_of_nothing_changes_nothing() -> None:
+    shape = [("message", i % 4, 1 + i % 3, 1 + i % 7) if i % 3 else ("compute", i % 4, 1, i) for i in range(40)]
+    built = random_program(shape)
+    plain = run(built, cluster(), durations(built, 1e-3))
+    other = run(built, cluster(), durations(built, 1e-3), World(interference={"gpu": Interference()}))
+    for one, two in zip(plain.end_ps, other.end_ps, strict=True):
+        assert two == pytest.approx(one, abs=len(shape))  # a picosecond of rounding an event
 
 
 def test_the_engine_plays_well_over_fifty_thousand_operations_a_second() -> None:

@@ -3,19 +3,31 @@
 A message waits its route's latency, then its bytes flow. On nodes of ``cpu`` devices a kernel is core-seconds that
 share the node's cores (processor sharing, at most one core each) and, where known, its memory bandwidth; every byte
 moved costs core time at both ends. Between a kernel and a message competing for cores, each gets like core shares.
-What it ignores: interference of transfers with GPU kernels (SMs, device memory).
+On GPUs whose profile has an ``Interference``, a kernel shares its device with the transfers in flight there, which are
+served first; on others, kernels and transfers do not touch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from simulator.costs.collective_cost import CollectiveCost
 from simulator.fabric.sharing import Activity, Path, Sharing
 from simulator.fabric.topology import Resource, Topology
 from simulator.host import Host
+from simulator.interference import Interference
 from simulator.simulation.clock import Action, Clock, picoseconds
+
+TRANSFERS_FIRST = 1e18  # bytes/s at the level of a whole device's kernel: transfers reach their links' rates first
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU whose kernels slow down beside transfers: its resource (capacity: one kernel at full rate) and shares."""
+
+    number: int
+    shares: Interference
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +54,22 @@ class Network:
     """What the engine's transfers and CPU kernels run on. ``resources``: links first, then cores and memory."""
 
     def __init__(
-        self, clock: Clock, topology: Topology, hosts: Mapping[str, Host], *, record_load: bool = False
+        self,
+        clock: Clock,
+        topology: Topology,
+        hosts: Mapping[str, Host],
+        interference: Mapping[str, Interference] | None = None,
+        *,
+        record_load: bool = False,
     ) -> None:
         self.clock, self.topology = clock, topology
         self.resources = list(topology.resources)
         self.cores = self._add_cores(hosts)
         dearest = max((node.core_s_per_byte for node in self.cores.values()), default=0.0)
         self._share = 1.0 / dearest if dearest > 0 else 1.0  # a message's rate at the level of one core
+        self.devices = self._add_devices(interference or {})
+        if self.devices:
+            self._share = TRANSFERS_FIRST
         capacities = [resource.bandwidth_bytes_per_s for resource in self.resources]
         self.sharing = Sharing(clock, capacities, unlimited=topology.never_binding, record_load=record_load)
         self._ways: dict[tuple[int, int], _Way] = {}
@@ -67,6 +88,13 @@ class Network:
             memory = None if rate is None else self._add(f"node {place.node} memory", rate)
             cores[place.node] = Cores(number, memory, host.transfer_core_s_per_byte, host.transfer_latency_s)
         return cores
+
+    def _add_devices(self, interference: Mapping[str, Interference]) -> dict[int, Device]:
+        return {
+            rank: Device(self._add(f"node {place.node} gpu {place.local} device", 1.0), interference[place.spec.gpu])
+            for rank, place in enumerate(self.topology.places)
+            if place.spec.gpu in interference and place.node not in self.cores
+        }
 
     def _add(self, name: str, capacity: float) -> int:
         self.resources.append(Resource(name, capacity))
@@ -111,10 +139,21 @@ class Network:
                 dearest = max(dearest, node.core_s_per_byte)
             if node.latency_s is not None:
                 latency_s = node.latency_s
+        if route.resources:
+            fastest = min(self.resources[r].bandwidth_bytes_per_s for r in route.resources)
+            for rank in (source, target):
+                self._occupy(weights, rank, "message_share", fastest)
         cap = 1.0 / dearest if dearest > 0 else float("inf")
         return _Way(self.sharing.path(weights), cap, picoseconds(latency_s))
 
-    def collective_flow(self, cost: CollectiveCost) -> CollectiveFlow:
+    def _occupy(self, weights: dict[int, float], rank: int, share: str, rate: float) -> None:
+        """A transfer of ``rate`` takes its share of a rank's device."""
+        device = self.devices.get(rank)
+        taken = getattr(device.shares, share) if device is not None else 0.0
+        if device is not None and taken > 0:
+            weights[device.number] = weights.get(device.number, 0.0) + taken / rate
+
+    def collective_flow(self, cost: CollectiveCost, ranks: Sequence[int] = ()) -> CollectiveFlow:
         """A collective as one activity: its busiest link's bytes, at most as fast as it runs alone."""
         if not cost.traffic:
             return CollectiveFlow(picoseconds(cost.seconds), 0.0, Path((), ()), 0.0)
@@ -124,6 +163,8 @@ class Network:
         for node in self.cores.values():
             if node.core_s_per_byte > 0:
                 self._charge(node, weights, at_most=rate if cost.algorithm == "measured" else None)
+        for rank in ranks:
+            self._occupy(weights, rank, "collective_share", rate)
         return CollectiveFlow(picoseconds(cost.latency_s), work, self.sharing.path(weights), rate)
 
     def collective(self, flow: CollectiveFlow, done: Action) -> None:
@@ -152,9 +193,12 @@ class Network:
             weights[node.cores] = core_s
 
     def kernel(self, rank: int, seconds: float, moved_bytes: float, done: Action) -> None:
-        """A kernel of a CPU rank that takes ``seconds`` on a core of its own."""
+        """A kernel that takes ``seconds`` on a core, or a device, of its own."""
         if seconds <= 0:
             self.clock.after(0, done)
+            return
+        if rank in self.devices:
+            self.sharing.start(Activity(seconds, self.sharing.path({self.devices[rank].number: 1.0}), done, 1.0))
             return
         node = self.cores[self.topology.node_of(rank)]
         weights = {node.cores: 1.0}

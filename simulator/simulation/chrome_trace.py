@@ -133,8 +133,8 @@ def _load_events(timeline: Timeline) -> Iterator[Event]:
     yield _name("process_name", process, 0, "link load")
     for instant, number, units_per_s in timeline.loads:
         name = timeline.resources[number].name
-        cores = name.endswith("cores")
-        unit, value = ("cores", units_per_s) if cores else ("GB/s", units_per_s / GB)
+        in_use = name.endswith((" cores", " device"))
+        unit, value = (name.rsplit(" ", 1)[1], units_per_s) if in_use else ("GB/s", units_per_s / GB)
         yield {
             "ph": "C",
             "name": f"{name} [{unit}]",

@@ -6,7 +6,8 @@ Collective its peers by (ranks, tag); when all are there the transfer starts, on
 (``network.py``).
 Overlap is what these rules allow, nothing else. Whatever has not ended when the clock stops is a deadlock: an
 ExecutionError names ranks, operations and what each waits for.
-What it ignores: host threads (an operation is issued long before it can run), memory copies within a device.
+What it ignores: host threads (an operation is issued long before it can run), memory copies within a device, and
+unless a profile has it, what transfers take from kernels beside them (``interference.py``).
 """
 
 from __future__ import annotations
@@ -89,12 +90,15 @@ class _Run:
     def __init__(self, program: Program, topology: Topology, durations_s: Sequence[Seconds], world: World) -> None:
         self.program, self.topology, self.world = program, topology, world
         self.clock = Clock()
-        self.network = Network(self.clock, topology, world.hosts, record_load=world.record_load)
+        self.network = Network(self.clock, topology, world.hosts, world.interference, record_load=world.record_load)
         self.seconds = [
             np.asarray(durations, dtype=np.float64) * topology.places[rank].spec.slowdown
             for rank, durations in enumerate(durations_s)
         ]
-        self.shared = [place.node in self.network.cores for place in topology.places]
+        self.shared = [
+            place.node in self.network.cores or rank in self.network.devices
+            for rank, place in enumerate(topology.places)
+        ]
         self.streams = [streams_of(ops, coalesce=not self.shared[rank]) for rank, ops in enumerate(program.ranks)]
         self.began = [[-1] * len(streams.tasks) for streams in self.streams]
         self.ended = [[-1] * len(streams.tasks) for streams in self.streams]
@@ -152,7 +156,7 @@ class _Run:
             self._compute_on_cores(rank, number)
 
     def _compute_on_cores(self, rank: int, number: int) -> None:
-        """A CPU rank's operation is an activity on its node's cores."""
+        """An operation on shared cores, or on a device that transfers slow down, is an activity there."""
         index, moved = self.streams[rank].tasks[number].first, self.world.moved_bytes
         self.began[rank][number] = self.clock.now_ps
         num_bytes = 0.0 if moved is None else float(moved[rank][index])
@@ -220,7 +224,7 @@ class _Run:
         flow = self.flows.get(call)
         if flow is None:
             cost = collective_cost(call, self.topology, self.world.in_node)
-            flow = self.flows[call] = self.network.collective_flow(cost)
+            flow = self.flows[call] = self.network.collective_flow(cost, operation.ranks)
         return flow
 
     def _stuck(self) -> list[Stuck]:

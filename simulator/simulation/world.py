@@ -1,4 +1,4 @@
-"""World: what a program runs on besides its cluster: collectives inside a node, hosts, what its operations move."""
+"""World: what a program runs on besides its cluster: collectives inside a node, hosts, interference, bytes moved."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 from simulator.costs.collective_cost import InNode, unmeasured
 from simulator.costs.pricing import Prices, Quantile, measured_collectives
 from simulator.host import Host
+from simulator.interference import Interference
 from simulator.profile import Profile
 
 Seconds = Sequence[float] | npt.NDArray[np.float64]
@@ -23,6 +24,7 @@ class World:
 
     in_node: InNode = unmeasured
     hosts: Mapping[str, Host] = field(default_factory=dict)
+    interference: Mapping[str, Interference] = field(default_factory=dict)
     moved_bytes: Sequence[Seconds] | None = None
     launch_s: tuple[float, ...] | None = None
     record_load: bool = False
@@ -34,4 +36,5 @@ class World:
 def world_of(profiles: Mapping[str, Profile], quantile: Quantile = "median") -> World:
     """Collectives and hosts as the profiles measured them."""
     hosts = {name: profile.host for name, profile in profiles.items() if profile.host is not None}
-    return World(in_node=measured_collectives(profiles, quantile), hosts=hosts)
+    taken = {name: profile.interference for name, profile in profiles.items() if profile.interference is not None}
+    return World(in_node=measured_collectives(profiles, quantile), hosts=hosts, interference=taken)
