@@ -17,6 +17,7 @@ from torch import Tensor
 from executor.clock import Clock, Mark
 from executor.compression import pack, unpack
 from executor.operations import Rank, Value, compute
+from executor.transfers import Issued
 from executor.weights import TORCH_DTYPES
 from simulator import program as p
 
@@ -29,6 +30,8 @@ class Pending(Protocol):
 
 class Transport(Protocol):
     """How a rank's transfers run: gloo, NCCL, or the replay's mailboxes."""
+
+    issued: Issued  # of the step that runs or ran last
 
     def begin(self, operations: Sequence[p.Operation]) -> None:
         """A step starts: receives may be posted."""

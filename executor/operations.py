@@ -201,6 +201,11 @@ def _angles(batch: Batch, block: Block, theta: float, head_dim: int, device: tor
     return angles.cos().to(torch.float32), angles.sin().to(torch.float32)
 
 
+def forget_angles() -> None:
+    """Make them anew when they are next needed."""
+    _angles.cache_clear()
+
+
 def keys_of(
     operation: p.Attention | p.Scores | p.WeighValues, reads: Sequence[Value], cache: Cache, q: Tensor
 ) -> list[Tensor]:

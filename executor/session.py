@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor
 
 from executor.attention_backends import Backend, chosen
 from executor.cache import Cache
-from executor.clock import clock_for
+from executor.clock import HostClock, clock_for
+from executor.graphs import Graphs
 from executor.interpreter import Interpreter, Progress, Schedule, Transport, schedule
-from executor.operations import Rank, preload
+from executor.operations import Rank, Value, preload
 from executor.sampling import GREEDY, Sampling
 from executor.weights import TORCH_DTYPES, SeededSource, Source, Weights
 from simulator import program as p
@@ -26,8 +28,8 @@ class Generation:
     """What to run: a prefill program, then one program a decoded token.
 
     ``prompts``: tokens of every sequence in batch order (None: seeded). ``weights``: a model directory (None: seeded).
-    ``sampling``: how tokens are chosen. ``backend``: of attention (None: the first that works). ``keep_logits``: hand
-    them back, for tests.
+    ``sampling``: how tokens are chosen. ``backend``: of attention (None: the first that works). ``graphs``:
+    replay decode steps as CUDA graphs (their operations then have no spans). ``keep_logits``: hand them back (tests).
     """
 
     model: Model
@@ -40,6 +42,7 @@ class Generation:
     weights: str | None = None
     sampling: Sampling = GREEDY
     backend: str | None = None
+    graphs: bool = False
 
     @property
     def num_ranks(self) -> int:
@@ -125,6 +128,8 @@ class Session:
         self.clock = clock_for(device)
         working = Rank(weights, self.cache, device, self.backend, generation.sampling)
         self.interpreter = Interpreter(working, transport, self.clock, progress, slowdown)
+        on_gpu = device.type == "cuda" and generation.sampling.greedy
+        self.graphs = Graphs(self.cache) if generation.graphs and on_gpu else None
         self.schedules = [self._schedule(program, weights) for program in generation.programs]
 
     def _schedule(self, program: p.Program, weights: Weights) -> Schedule:
@@ -142,20 +147,49 @@ class Session:
         """Run program ``number``; ``tokens`` are needed by the ranks that embed. Step 0 empties the caches."""
         if number == 0:
             self.cache.clear()
-        program, plan = self.generation.programs[number], self.schedules[number]
-        inputs = {} if tokens is None else {"tokens": tokens.to(self.device)}
+        plan = self.schedules[number]
+        given = None if tokens is None else tokens.to(self.device)
+        replayable = self.graphs is not None and number > 0
+        if replayable and (replayed := self._replay(number, given)):
+            return replayed
+        before = self.graphs.lengths() if self.graphs else {}
         self.clock.start()
-        kept, marks = self.interpreter.run(plan, inputs)
+        kept, marks = self.interpreter.run(plan, {} if given is None else {"tokens": given})
         marks.append((self.clock.origin, self.clock.mark()))
         times = self.clock.seconds([mark for pair in marks for mark in pair])
         spans = list(zip(times[0::2], times[1::2], strict=True))
-        following = kept.get(next_tokens_name(program, self.index))
-        return StepResult(
-            spans[:-1],
-            spans[-1][1],
-            following if isinstance(following, Tensor) else None,
-            self._logits(plan.operations, kept) if self.generation.keep_logits else [],
-        )
+        if replayable and self.graphs is not None:
+            self._record(number, given, before)
+        return self._result(number, kept, spans[:-1], spans[-1][1])
+
+    def _replay(self, number: int, tokens: Tensor | None) -> StepResult | None:
+        """The step as a graph, if it has one."""
+        assert self.graphs is not None
+        self.clock.start()
+        found = self.graphs.replay(number, tokens)
+        if found is None:
+            return None
+        (end_s,) = self.clock.seconds([self.clock.mark()])
+        kept, self.interpreter.transport.issued = found
+        return self._result(number, kept, [(0.0, 0.0)] * len(self.schedules[number].operations), end_s)
+
+    def _record(self, number: int, tokens: Tensor | None, before: dict[int, list[int]]) -> None:
+        assert self.graphs is not None
+        issued = copy.copy(self.interpreter.transport.issued)
+        silent = replace(self.interpreter, clock=HostClock())
+
+        def body(static: Tensor | None) -> dict[str, Value]:
+            return silent.run(self.schedules[number], {} if static is None else {"tokens": static})[0]
+
+        self.graphs.record(number, body, tokens, before, issued)
+        self.interpreter.transport.issued = issued
+
+    def _result(
+        self, number: int, kept: dict[str, Value], spans: list[tuple[float, float]], end_s: float
+    ) -> StepResult:
+        following = kept.get(next_tokens_name(self.generation.programs[number], self.index))
+        logits = self._logits(self.schedules[number].operations, kept) if self.generation.keep_logits else []
+        return StepResult(spans, end_s, following if isinstance(following, Tensor) else None, logits)
 
     def _logits(self, operations: Sequence[p.Operation], kept: Mapping[str, object]) -> list[Tensor]:
         """What each Sample read, without the padding of vocabulary shards."""

@@ -11,7 +11,7 @@ SMs; dropout; masks other than causal.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import torch
@@ -106,7 +106,7 @@ def attend(
     return o, lse
 
 
-@lru_cache(maxsize=256)
+@cache
 def _tables(serving: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     """The head map on the device, copied there once."""
     heads = torch.arange(len(serving), dtype=torch.int32, device=device)

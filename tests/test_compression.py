@@ -87,7 +87,7 @@ def test_the_simulator_plays_a_packed_program_faster() -> None:
     plain = generation_of(MODEL, pooled(MODEL, 2, AttentionGrid(heads=(8,), query_blocks=2)), num_decoded=0).programs[0]
     machine = cluster(gpus=4, link=1e6)
     times = [simulated(one, machine, durations(one, 1e-6)).duration_s for one in (plain, packed(plain, "int8"))]
-    assert times[1] < 0.5 * times[0]
+    assert times[1] < 0.7 * times[0]  # messages take a quarter, the all-reduces as long as before
 
 
 def test_small_and_whole_number_messages_travel_as_they_are() -> None:
