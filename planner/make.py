@@ -13,7 +13,7 @@ from planner.pair import race_pair
 from planner.problem import Problem, load_problem
 from planner.processes import process_pool
 from planner.rivals import baselines, rule_placement
-from planner.search import Race, Rival, try_pools
+from planner.search import Race, Rival
 from planner.space import Question
 from simulator.allocation import (
     Allocation,
@@ -34,7 +34,6 @@ from simulator.scenario import Scenario
 from simulator.workload import Bucket, Phase
 
 QUICK_SIMULATIONS = 40  # a race, unless it is exact; the FA Pool documents' questions need fewer: those are exact too
-POOL_SIMULATIONS = 4  # pools beside a race, to show the best even where none can win
 
 
 def make(
@@ -87,8 +86,6 @@ def plan_bucket(problem: Problem, bucket: Bucket, *, limit: int | None = None) -
     """Decode first, then prefill into the cache that decode reads."""
     pair = race_pair(problem, bucket, limit=limit)
     decode, prefill, winner = pair.decode, pair.prefill, pair.decoder
-    try_pools(problem, decode, (), simulations=POOL_SIMULATIONS)
-    try_pools(problem, prefill, (winner.program,), simulations=POOL_SIMULATIONS)
     return choose(problem, bucket, prefill, (winner.program,)), choose(problem, bucket, decode, ())
 
 

@@ -15,10 +15,12 @@ from planner.cache_fit import sliced
 from planner.candidate import Scheme
 from planner.evaluate import Evaluated
 from planner.problem import Problem
-from planner.search import Race, race
+from planner.search import Race, race, try_pools
 from planner.space import enumerate_space
 from simulator.errors import InfeasibleError
 from simulator.workload import Bucket
+
+POOL_SIMULATIONS = 4  # pools beside a race, to show the best even where none can win
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,15 @@ class Pair:
 
 
 def race_pair(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> Pair:
-    """The best pair of placements."""
+    """The best pair of placements. Pools are tried before a winner is taken, as under a limit one may be better."""
     decode = race(problem, problem.question("decode", bucket), limit=limit)
+    try_pools(problem, decode, (), simulations=POOL_SIMULATIONS)
     winner = decode.simulated[decode.ranking()[0].row]
     if not sliced(winner.placement):
         return Pair(decode, _prefill(problem, bucket, winner, limit))
     whole = enumerate_space(decode.question)["scheme"] != Scheme.TWO_LEVEL
     other = race(problem, decode.question, rows=np.asarray(whole), limit=limit)
+    try_pools(problem, other, (), simulations=POOL_SIMULATIONS)
     second = other.simulated[other.ranking()[0].row]
     pair = Pair(other, _prefill(problem, bucket, second, limit))
     try:
@@ -55,13 +59,15 @@ def race_pair(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> 
 
 
 def _prefill(problem: Problem, bucket: Bucket, decoder: Evaluated, limit: int | None) -> Race:
-    return race(
+    found = race(
         problem,
         problem.question("prefill", bucket),
         cache=decoder.placement,
         beside=(decoder.program,),
         limit=limit,
     )
+    try_pools(problem, found, (decoder.program,), simulations=POOL_SIMULATIONS)
+    return found
 
 
 def request_cost(problem: Problem, bucket: Bucket, pair: Pair) -> float:
