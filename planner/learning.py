@@ -1,14 +1,21 @@
-"""Learning: what runs teach a profile. Residuals are refitted and intervals re-set from measured operations.
+"""Learning: what runs teach a profile, kept only as far as it predicts runs it was not taught by.
 
-For every operation class, log(measured / predicted) of the operations that ran is fitted by a line in log predicted
-seconds (a constant with few observations), shrunk towards the profile by ``PRIOR_ROWS`` rows of "no correction"; the
-interval is the 5th and 95th percentile of what the line leaves. Corrections are kept apart from the calibrated models,
-so that a profile always says what was measured alone and what was learned in company.
+Three things may be learned, each in log space and shrunk towards nothing learned:
+
+    operations   of every class, a line of log(measured / predicted) over log predicted seconds, from spans of ranks
+                 that had a core (or GPU) of their own; its interval is what the line leaves
+    transfers    factors on latencies of collectives and of messages, on the cost of issuing, and on the cores' capacity
+    steps        the 5th and 95th percentile of what is left of log(measured / predicted) of whole steps
+
+Which of the first two to keep is decided by leaving out one length after the other: a choice is fitted to the others
+and judged on the one left out. Corrections are kept apart from the calibrated models, so that a profile always says
+what was measured alone and what was learned in company.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
@@ -17,28 +24,43 @@ import numpy.typing as npt
 from planner.execution import inputs, programs
 from simulator.allocation import Allocation
 from simulator.cluster import Cluster
+from simulator.costs.pricing import price
 from simulator.errors import SpecError
 from simulator.measurement import MeasuredStep, Measurement
 from simulator.profile import Correction, Profile
 from simulator.program import Collective, Program, Recv, Send
 from simulator.simulation.engine import simulate
-from simulator.simulation.timeline import Timeline
-from simulator.units import PICOSECONDS_PER_S
 
 Array = npt.NDArray[np.float64]
 PRIOR_ROWS = 8.0
-LATENCY_FACTORS = (1.0, 0.5, 0.7, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
-MOST_RUNS = 25  # simulated per factor
-Run = tuple[Program, float]
-"""A program and the median seconds it took."""
+FACTORS = (0.35, 0.5, 0.7, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
+CAPACITY_FACTORS = (0.7, 0.8, 0.9, 1.1)
+PENALTY = 0.005  # of mean |log error| a factor must win for every factor e it departs from 1
+LEAST_GAIN = 0.02  # of the left-out error, relative: less is noise, and nothing is learned
+MOST_RUNS = 40  # simulated for every factor
 LINE_ROWS = 30  # fewer observations, or less than a factor 4 of spread: a constant
 LINE_SPREAD_LOG = float(np.log(4.0))
+FEWEST_STEPS = 8  # below, whole steps' percentiles mean nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """A program that ran: the median seconds of its step, and of every rank's operations (empty: not kept)."""
+
+    program: Program
+    measured_s: float
+    spans_s: Sequence[Sequence[float]]
+
+    @property
+    def length(self) -> tuple[str, int]:
+        """What is left out together: runs of one phase and context."""
+        step = self.program.step
+        return step.phase, max(group.total for group in step.batch)
 
 
 def learn(profile: Profile, allocation: Allocation, measurements: Sequence[Measurement]) -> Profile:
-    """``profile`` with corrections from ``measurements`` of ``allocation``; SpecError if they do not belong to it."""
-    observed: dict[str, list[tuple[float, float]]] = {}
-    runs: list[Run] = []
+    """``profile`` with what ``measurements`` of ``allocation`` teach; SpecError if they do not belong to it."""
+    lessons: list[Lesson] = []
     found = inputs(allocation)
     for measurement in measurements:
         if measurement.question is None:
@@ -46,63 +68,145 @@ def learn(profile: Profile, allocation: Allocation, measurements: Sequence[Measu
                 "measurement: question is missing, so the programs that ran are unknown; use plan run's file"
             )
         made = programs(allocation, found, measurement.question)
-        for index, steps in _by_index(measurement).items():
-            timeline = simulate(made[index], found.cluster, {profile.gpu.name: profile})
-            observe(timeline, steps, observed)
-            runs.append((made[index], median(step.duration_s for step in steps)))
-    return taught(profile, found.cluster, observed, runs)
+        lessons += [lesson(made[index], steps) for index, steps in _by_index(measurement).items()]
+    return taught(profile, found.cluster, lessons)
 
 
-def taught(
-    profile: Profile, cluster: Cluster, observed: Mapping[str, Sequence[tuple[float, float]]], runs: Sequence[Run]
-) -> Profile:
-    """The best at these runs' steps of: the profile as it is, with transfers refitted, with operations refitted too."""
-    candidates = [
-        profile,
-        with_transfers(profile, cluster, runs),
-        with_transfers(with_corrections(profile, observed), cluster, runs),
+def lesson(program: Program, steps: Sequence[MeasuredStep]) -> Lesson:
+    """The medians of a program's repeats."""
+    spans = [
+        np.median([[b - a for a, b in rank.spans] for step in steps for rank in step.ranks if rank.rank == number], 0)
+        if operations
+        else np.empty(0)
+        for number, operations in enumerate(program.ranks)
     ]
-    return min(candidates, key=lambda candidate: step_error(candidate, cluster, runs))
+    return Lesson(program, median(step.duration_s for step in steps), [row.tolist() for row in spans])
 
 
-def step_error(profile: Profile, cluster: Cluster, runs: Sequence[Run]) -> float:
-    """Median |log(predicted/measured)| of a phase's steps, mean over phases."""
-    errors: dict[str, list[float]] = {}
-    for program, measured_s in runs:
-        predicted_s = simulate(program, cluster, {profile.gpu.name: profile}).duration_s
-        errors.setdefault(program.step.phase, []).append(abs(float(np.log(predicted_s / measured_s))))
-    return float(np.mean([median(values) for values in errors.values()]))
+Teach = Callable[[Profile, Cluster, Sequence[Lesson]], Profile]
 
 
-def with_transfers(profile: Profile, cluster: Cluster, runs: Sequence[Run]) -> Profile:
-    """Latencies of collectives and of messages scaled so that the steps come out: the factors of least error, one
-    after the other, twice."""
-    if profile.send_recv is None:
+def taught(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
+    """The profile with what pays on lengths left out, and the interval of whole steps set by these runs."""
+    kept = best_teaching(profile, cluster, lessons)(profile, cluster, lessons)
+    return with_step_interval(kept, cluster, lessons)
+
+
+def best_teaching(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Teach:
+    """Which of nothing, operations, transfers or both predicts a left-out length best; nothing if none clearly does.
+    With a single length, judged on the runs themselves."""
+    teachings: tuple[Teach, ...] = (with_operations, with_transfers, with_both)
+    errors = [left_out_error(teaching, profile, cluster, lessons) for teaching in teachings]
+    nothing = left_out_error(as_it_is, profile, cluster, lessons)
+    best = int(np.argmin(errors))
+    return teachings[best] if errors[best] < (1 - LEAST_GAIN) * nothing else as_it_is
+
+
+def left_out_error(teaching: Teach, profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> float:
+    """Mean |log error| of each length when taught by the others."""
+    lengths = sorted({one.length for one in lessons})
+    total = 0.0
+    for length in lengths:
+        left_out = [one for one in lessons if one.length == length]
+        others = [one for one in lessons if one.length[1] != length[1]] or lessons
+        total += float(np.abs(log_errors(teaching(profile, cluster, others), cluster, left_out)).mean())
+    return total / len(lengths)
+
+
+def log_errors(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Array:
+    """log(measured / predicted) of every lesson's step."""
+    profiles = {profile.gpu.name: profile}
+    return np.array([np.log(one.measured_s / simulate(one.program, cluster, profiles).duration_s) for one in lessons])
+
+
+def as_it_is(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
+    return profile
+
+
+def with_operations(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
+    """Corrections of the operation classes that ran."""
+    return with_corrections(profile, observed(profile, cluster, lessons))
+
+
+def with_both(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
+    return with_transfers(with_operations(profile, cluster, lessons), cluster, lessons)
+
+
+def with_transfers(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
+    """Factors on what transfers and shared cores cost so that the steps come out: one after the other, twice."""
+    if profile.send_recv is None and profile.host is None:
         return profile
-    chosen = runs[:: max(1, -(-len(runs) // MOST_RUNS))]
-    collectives = messages = 1.0
+    chosen = lessons[:: max(1, -(-len(lessons) // MOST_RUNS))]
     for _ in range(2):
-        collectives = min(
-            LATENCY_FACTORS, key=lambda f: step_error(scaled_transfers(profile, f, messages), cluster, chosen)
-        )
-        messages = min(
-            LATENCY_FACTORS, key=lambda f: step_error(scaled_transfers(profile, collectives, f), cluster, chosen)
-        )
-    return scaled_transfers(profile, collectives, messages)
+        for scale, factors in SCALES:
+            profile = _best_scaled(profile, scale, factors, cluster, chosen)
+    return profile
 
 
-def scaled_transfers(profile: Profile, collectives: float, messages: float) -> Profile:
-    """The latency part (a collective's smallest time, a message's α) times a factor; bandwidths stay."""
-    assert profile.send_recv is not None
-    message = profile.send_recv.model_copy(update={"latency_s": profile.send_recv.latency_s * messages})
+def _best_scaled(
+    profile: Profile, scale: Scale, factors: Sequence[float], cluster: Cluster, lessons: Sequence[Lesson]
+) -> Profile:
+    """The profile, or scaled by the factor that lowers the steps' error most."""
+    best, least = profile, float(np.abs(log_errors(profile, cluster, lessons)).mean())
+    for factor in factors:
+        scaled = scale(profile, factor)
+        if scaled is profile:
+            return profile
+        error = float(np.abs(log_errors(scaled, cluster, lessons)).mean()) + PENALTY * abs(float(np.log(factor)))
+        if error < least:
+            best, least = scaled, error
+    return best
+
+
+Scale = Callable[[Profile, float], Profile]
+
+
+def scaled_collectives(profile: Profile, factor: float) -> Profile:
+    """The latency part of every curve, its smallest time, times a factor; bandwidths stay."""
     curves = tuple(
-        curve.model_copy(update={"seconds": tuple(s + (collectives - 1.0) * min(curve.seconds) for s in curve.seconds)})
+        curve.model_copy(update={"seconds": tuple(s + (factor - 1.0) * min(curve.seconds) for s in curve.seconds)})
         for curve in profile.collectives
     )
+    return profile.model_copy(update={"collectives": curves}) if curves else profile
+
+
+def scaled_messages(profile: Profile, factor: float) -> Profile:
+    """A message's latency times a factor; bandwidths stay."""
+    if profile.send_recv is None:
+        return profile
+    message = profile.send_recv.model_copy(update={"latency_s": profile.send_recv.latency_s * factor})
     host = profile.host
     if host is not None and host.transfer_latency_s is not None:
-        host = host.model_copy(update={"transfer_latency_s": host.transfer_latency_s * messages})
-    return profile.model_copy(update={"send_recv": message, "collectives": curves, "host": host})
+        host = host.model_copy(update={"transfer_latency_s": host.transfer_latency_s * factor})
+    return profile.model_copy(update={"send_recv": message, "host": host})
+
+
+def scaled_issue(profile: Profile, factor: float) -> Profile:
+    """The computing thread's cost of a transfer times a factor."""
+    host = profile.host
+    if host is None or not host.transfer_issue_s:
+        return profile
+    changed = {
+        "transfer_issue_s": host.transfer_issue_s * factor,
+        "send_issue_s_per_byte": host.send_issue_s_per_byte * factor,
+    }
+    return profile.model_copy(update={"host": host.model_copy(update=changed)})
+
+
+def scaled_capacity(profile: Profile, factor: float) -> Profile:
+    """What a host's cores do together times a factor, at least one core's worth."""
+    host = profile.host
+    if host is None or host.core_capacity is None or host.core_capacity * factor < 1.0:
+        return profile
+    return profile.model_copy(update={"host": host.model_copy(update={"core_capacity": host.core_capacity * factor})})
+
+
+SCALES: tuple[tuple[Scale, tuple[float, ...]], ...] = (
+    (scaled_collectives, FACTORS),
+    (scaled_messages, FACTORS),
+    (scaled_issue, FACTORS),
+    (scaled_capacity, CAPACITY_FACTORS),
+)
 
 
 def with_corrections(profile: Profile, observed: Mapping[str, Sequence[tuple[float, float]]]) -> Profile:
@@ -152,21 +256,43 @@ def _combined(before: Correction | None, now: Correction) -> Correction:
     )
 
 
+def observed(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> dict[str, list[tuple[float, float]]]:
+    """Operation class → (predicted, measured) seconds of every compute operation, of runs whose ranks had a core each
+    (of all runs if there is none): a span on a shared core is also others' time."""
+    alone = [one for one in lessons if own_cores(one.program, cluster)] or lessons
+    places = cluster.rank_nodes()
+    found: dict[str, list[tuple[float, float]]] = {}
+    for one in alone:
+        prices = price(one.program, cluster, {profile.gpu.name: profile})
+        for rank, (operations, spans) in enumerate(zip(one.program.ranks, one.spans_s, strict=False)):
+            for operation, predicted_s, measured_s in zip(operations, prices.kernels_s[rank], spans, strict=False):
+                if not isinstance(operation, Send | Recv | Collective):
+                    pair = (float(predicted_s), measured_s / places[rank][2].slowdown)
+                    found.setdefault(type(operation).__name__, []).append(pair)
+    return found
+
+
+def own_cores(program: Program, cluster: Cluster) -> bool:
+    """Whether no node has more busy ranks than cores (GPUs are their own)."""
+    busy: dict[int, int] = {}
+    places = cluster.rank_nodes()
+    for rank, operations in enumerate(program.ranks):
+        if operations:
+            busy[places[rank][0]] = busy.get(places[rank][0], 0) + 1
+    cores = {node: spec.cores for node, _, spec in places}
+    return all(cores[node] is None or count <= (cores[node] or 0) for node, count in busy.items())
+
+
+def with_step_interval(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
+    """The percentiles of what whole steps still miss, if there are enough of them."""
+    if len(lessons) < FEWEST_STEPS:
+        return profile
+    low, high = np.percentile(log_errors(profile, cluster, lessons), [5, 95])
+    return profile.model_copy(update={"step_log_low": min(float(low), 0.0), "step_log_high": max(float(high), 0.0)})
+
+
 def _by_index(measurement: Measurement) -> dict[int, list[MeasuredStep]]:
     found: dict[int, list[MeasuredStep]] = {}
     for step in measurement.steps:
         found.setdefault(step.index, []).append(step)
     return found
-
-
-def observe(timeline: Timeline, steps: Sequence[MeasuredStep], observed: dict[str, list[tuple[float, float]]]) -> None:
-    """Every compute operation's predicted and median measured seconds."""
-    program: Program = timeline.program
-    for rank, operations in enumerate(program.ranks):
-        spans = [next(r.spans for r in step.ranks if r.rank == rank) for step in steps] if operations else []
-        for number, operation in enumerate(operations):
-            if isinstance(operation, Send | Recv | Collective):
-                continue
-            predicted = int(timeline.end_ps[rank][number] - timeline.start_ps[rank][number]) / PICOSECONDS_PER_S
-            measured = float(np.median([row[number][1] - row[number][0] for row in spans]))
-            observed.setdefault(type(operation).__name__, []).append((predicted, measured))

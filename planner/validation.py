@@ -14,12 +14,12 @@ from statistics import median
 import numpy as np
 
 from planner.execution import Inputs, inputs, programs
+from planner.prediction import Prediction, predict_step
 from simulator.allocation import Allocation, digest
 from simulator.costs.pricing import price
 from simulator.errors import SpecError
 from simulator.measurement import MeasuredStep, Measurement
 from simulator.program import Collective, Program, Recv, Send
-from simulator.simulation.engine import simulate
 from simulator.simulation.timeline import Timeline, rank_times
 from simulator.units import PICOSECONDS_PER_S
 
@@ -91,8 +91,9 @@ def validate(allocation: Allocation, measurement: Measurement) -> Validation:
         _check_shapes(made[index], steps)
     if measurement.tag == "replayed":
         return _replayed(found, made, by_index, measurement)
-    timelines = {index: simulate(made[index], found.cluster, found.profiles) for index in sorted(by_index)}
-    rows = tuple(_step_row(found, made[index], timelines[index], steps) for index, steps in sorted(by_index.items()))
+    predictions = {index: predict_step(made[index], found.cluster, found.profiles) for index in sorted(by_index)}
+    rows = tuple(_step_row(predictions[index], repeats) for index, repeats in sorted(by_index.items()))
+    timelines = {index: step.timeline for index, step in predictions.items()}
     operations = _operation_rows(timelines, by_index)
     return Validation(rows, operations, tuple(timelines.values()), measurement)
 
@@ -104,16 +105,15 @@ def _check_shapes(program: Program, steps: Sequence[MeasuredStep]) -> None:
                 raise SpecError(f"measurement: step {step.index}, rank {spans.rank}: spans do not fit the program")
 
 
-def _step_row(found: Inputs, program: Program, timeline: Timeline, steps: Sequence[MeasuredStep]) -> StepRow:
-    durations = [step.duration_s for step in steps]
-    low, high = (simulate(program, found.cluster, found.profiles, quantile=q).duration_s for q in ("p05", "p95"))
+def _step_row(step: Prediction, steps: Sequence[MeasuredStep]) -> StepRow:
+    durations = [one.duration_s for one in steps]
     middle = median(durations)
     return StepRow(
         steps[0].phase,
         steps[0].index,
-        timeline.duration_s,
-        min(low, timeline.duration_s),
-        max(high, timeline.duration_s),
+        step.duration_s,
+        step.p05_s,
+        step.p95_s,
         middle,
         (max(durations) - min(durations)) / middle,
         len(durations),
