@@ -20,6 +20,7 @@ from calibration.presets import FRAMEWORK, GPU_NAMES, SYSTEMS
 from calibration.rows import TimedRow
 from simulator.cluster import Gpu
 from simulator.errors import SpecError
+from simulator.formats.table import read_lines
 from simulator.profile import Profile, SendRecv, load_profile
 
 SOURCES = ("aiconfigurator", "nccl-tests", "vidur")
@@ -93,11 +94,7 @@ def _vidur_rows(files: Sequence[Path]) -> tuple[list[TimedRow], list[CollectiveR
     kernels: list[TimedRow] = []
     collectives: list[CollectiveRow] = []
     for path in files:
-        try:
-            with path.open(encoding="utf-8") as file:
-                header = file.readline(65536).strip().split(",")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"{path}: cannot be read: {error}") from error
+        header = next((line for _, line in read_lines(path)), "").strip().split(",")
         if "collective" in header:
             collectives.extend(vidur.read_network(path))
         else:

@@ -121,7 +121,7 @@ def _places(directory: Path) -> dict[str, str]:
         if not isinstance(places, Mapping) or not all(isinstance(file, str) for file in places.values()):
             raise SpecError(f"{index}: weight_map: not a mapping of tensors to files")
         for file in sorted(set(places.values())):
-            if Path(file).name != file or not (directory / file).is_file():
+            if Path(file).name != file or len(file.encode(errors="replace")) > 255 or not (directory / file).is_file():
                 raise SpecError(f"{index}: weight_map: {file!r} is not a file in {directory}; download every shard")
         return dict(places)
     files = sorted(path.name for path in directory.glob("*.safetensors"))

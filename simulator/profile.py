@@ -30,6 +30,7 @@ CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_a
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 PRESETS = Path(__file__).parent / "presets" / "profiles"
+MAX_NAME_BYTES = 255  # of a file name
 DTYPE_ALIASES = {"fp16": "bf16"}  # same tensor-core rate and bytes; used where a profile has no fp16 rows
 
 
@@ -338,10 +339,9 @@ def preset_names() -> tuple[str, ...]:
 
 def load_profile(name_or_path: str | Path) -> Profile:
     """A preset by name, or a profile file by path."""
-    path = Path(name_or_path)
-    if not path.suffix and not path.exists():
-        path = PRESETS / f"{name_or_path}.json"
-        if not path.exists():
-            known = ", ".join(preset_names())
-            raise SpecError(f"profile: unknown {str(name_or_path)!r}; known: {known}, or a path to a .json file")
+    name, path, known = str(name_or_path), Path(name_or_path), preset_names()
+    if name in known:
+        path = PRESETS / f"{name}.json"
+    elif not path.suffix and not (name.isprintable() and len(name.encode()) < MAX_NAME_BYTES and path.exists()):
+        raise SpecError(f"profile: unknown {name[:80]!r}; known: {', '.join(known)}, or a path to a .json file")
     return load(path, Profile)

@@ -72,7 +72,7 @@ def test_truncated_weights_are_refused_with_their_place() -> None:
     ("path", "value", "message"),
     [
         (("gpu", "num_sms"), 0, "greater than 0"),
-        (("schema_version",), 2, "Input should be 1"),
+        (("schema_version",), 2, "this attnplan reads version 1, got 2; make the file anew"),
         (("kernels", 0, "compute_flop_per_s"), -1.0, "greater than 0"),
         (("kernels", 0, "intervals", "low"), [0.0], "one entry more than edges_s"),
         (("collectives", 0, "bytes", 0), -4.0, "must be positive and increase"),

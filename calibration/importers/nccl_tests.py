@@ -21,6 +21,8 @@ from simulator.errors import SpecError
 from simulator.formats.files import Record, load
 from simulator.formats.table import Row, read_lines, read_rows
 
+MAX_PATH = 4000
+MAX_NAME_BYTES = 250  # with room for another suffix
 GROUP_COLUMNS = 4  # time, algbw, busbw, error: once out of place, once in place
 LEADING_COLUMNS = (3, 4, 5)  # size count type [redop [root]]
 LEAST_CHECKED_BYTES_PER_S = 1e9  # printed with two decimals of GB/s: slower rows are too coarse to check
@@ -71,6 +73,8 @@ class NcclRun:
 def read_run(path: Path, facts: RunFacts | None = None) -> NcclRun:
     """A log (or AIConfigurator's ``.csv``); facts from ``path`` with ``.yaml`` unless given."""
     if facts is None:
+        if not path.name or len(path.name.encode(errors="replace")) > MAX_NAME_BYTES or len(str(path)) > MAX_PATH:
+            raise SpecError(f"{path}: not a file name; name an nccl-tests log")
         beside = path.with_suffix(".yaml")
         if not beside.exists():
             raise SpecError(f"{path}: no facts: write {beside.name} with nodes, gpus_per_node, gpu, collective, source")

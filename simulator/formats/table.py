@@ -53,10 +53,10 @@ class Row:
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines of a UTF-8 file without their ends; lines of bounded length."""
-    if path.exists() and not path.is_file():
-        raise SpecError(f"{path}: not a regular file; name a file")
     number = 0
     try:
+        if path.exists() and not path.is_file():
+            raise SpecError(f"{path}: not a regular file; name a file")
         with path.open(encoding="utf-8-sig") as file:
             while line := file.readline(MAX_LINE_CHARACTERS + 1):
                 number += 1
@@ -65,8 +65,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip("\r\n")
     except OSError as error:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
+    except UnicodeDecodeError as error:  # a ValueError too
         raise SpecError(f"{path}: not UTF-8 text near line {number + 1}; convert it") from error
+    except ValueError as error:  # a NUL character in the name
+        raise SpecError(f"{str(path)!r}: not a file name: {error}") from error
 
 
 def read_rows(path: Path) -> Iterator[Row]:

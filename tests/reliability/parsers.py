@@ -6,14 +6,19 @@ breaks its user counts as the reader's fault.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from calibration.importers import aiconfigurator, nccl_tests, vidur
 from calibration.importing import imported_profile
+from calibration.journal import Journal
+from executor.safetensors_source import INDEX, SafetensorsSource
 from planner.explain import explain
 from planner.ops_csv import predicted_csv
 from planner.verification.verify import verify
@@ -25,6 +30,8 @@ from simulator.formats.topo import TopoOptions, from_topo
 from simulator.formats.trace import from_trace
 from simulator.measurement import Measurement
 from simulator.profile import Profile, load_profile
+from simulator.serving.log import ServingLog
+from simulator.weight_names import Naming, file_shapes
 from tests.reliability.scale import DATA, ROOT
 from tests.shared_data import SHARED
 from tests.test_verify import problem
@@ -114,12 +121,22 @@ def parsers() -> tuple[Parser, ...]:
         Parser("trace", from_trace, (("a.csv", TRACE.encode()), ("a.jsonl", LINES.encode()), *_traces())),
         Parser("operations", lambda path: predicted_csv(path, a100), (("ops.csv", OPERATIONS.encode()),)),
         Parser("system facts", _system, (("a100_sxm.yaml", SYSTEM.encode()),)),
+        Parser("calibration journal", _journal, (("points.jsonl", JOURNAL.encode()),)),
+        Parser("serving log", lambda path: load(path, ServingLog), (("log.json", SERVED.encode()),)),
+        Parser("safetensors", _weights, (("model.safetensors", _tensors()), (INDEX, _index().encode()))),
         Parser(
             "any JSON or YAML", parse, tuple((name, b'{"a": [1, 2.5, "x", null]}') for name in ("a.json", "a.yaml"))
         ),
     )
 
 
+JOURNAL = """{"facts": {"torch": "2"}}
+{"kernel": "Gemm", "m": 64, "n": 256, "k": 512, "dtype": "fp32", "seconds": 0.00012}
+{"kernel": "Memory", "kind": "norm", "bytes_moved": 4096, "seconds": 3.5e-06}
+"""
+SERVED = """{"schema_version": 1, "dtype": "fp32", "warm_s": 0.1, "batches": [{"number": 0, "lengths": [5], "changes": [],
+"prefill_placement": "tp1", "decode_placement": "tp1", "prefill_pool_gpus": 0, "decode_pool_gpus": 0, "wanted_gpus": [0, 0],
+"switch_s": 0.0, "steps": [{"phase": "prefill", "duration_s": 0.01, "bytes_sent": 0}], "generated": [[1]]}]}"""  # noqa: E501
 SYSTEM = "gpu:\n  mem_bw: 2039000000000\n  mem_capacity: 85899345920\n  bfloat16_tc_flops: 312000000000000\n"
 
 
@@ -157,6 +174,41 @@ def _nccl_profile(path: Path) -> Any:
 
 def _vidur_profile(path: Path) -> Any:
     return imported_profile("vidur", [path])
+
+
+def _journal(path: Path) -> Any:
+    with Journal(path, {"torch": "2"}) as journal:
+        return journal.seconds
+
+
+TINY = presets.hf_config.from_config(json.loads(CONFIG), source="config.json", name="tiny")
+
+
+def _tensors() -> bytes:
+    """A whole small checkpoint."""
+    from safetensors.torch import save
+
+    shapes = file_shapes(TINY, Naming.of(TINY, _NAMES))
+    return bytes(save({name: torch.zeros(shape) for name, shape in shapes.items()}))
+
+
+def _index() -> str:
+    return json.dumps({"weight_map": dict.fromkeys(file_shapes(TINY, Naming.of(TINY, _NAMES)), "model.safetensors")})
+
+
+_NAMES = {"model.embed_tokens.weight": "model.safetensors"}
+
+
+def _weights(path: Path) -> Any:
+    """The file in a model directory of its own, its partner beside it whole."""
+    folder = path.with_name("model")
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(CONFIG)
+    (folder / "model.safetensors").write_bytes(_tensors())
+    (folder / INDEX).unlink(missing_ok=True)
+    (folder / path.name).write_bytes(path.read_bytes())
+    source = SafetensorsSource(folder, TINY)
+    return source.read_bytes
 
 
 def _system(path: Path) -> Any:

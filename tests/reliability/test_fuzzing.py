@@ -5,8 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
+import pytest
+
+from calibration.importers import nccl_tests
+from calibration.importing import imported_profile
+from planner.ops_csv import read_operations
+from simulator import presets
+from simulator.allocation import Allocation
 from simulator.errors import SpecError
+from simulator.formats.files import load
+from simulator.formats.topo import read_matrix
+from simulator.formats.trace import from_trace
+from simulator.profile import load_profile
 from tests.reliability.scale import ROOT, of, record
 
 
@@ -42,3 +55,39 @@ def test_a_message_is_one_printable_line_whatever_was_refused() -> None:
     assert message.startswith(r"file.json: name: unknown a\nb\r\x1b[31m\u2028\ud800\x00xx")
     assert message.endswith("xx known: y")
     message.encode()
+
+
+NAMES = (
+    "x" * 300,
+    "../" * 2000,
+    "a\0b",
+    "",
+    ".",
+    "/",
+    "é" * 200 + ".json",
+    "x" * 300 + ".csv",
+    "a\nb",
+    "\ud800",
+    "/dev/zero",
+)
+READERS: dict[str, Callable[[str], object]] = {
+    "model": presets.model,
+    "cluster": presets.cluster,
+    "workload": presets.workload,
+    "scenario": presets.scenario,
+    "profile": load_profile,
+    "trace": lambda name: from_trace(Path(name)),
+    "topo": lambda name: read_matrix(Path(name)),
+    "operations": lambda name: read_operations(Path(name)),
+    "nccl": lambda name: nccl_tests.read_run(Path(name)),
+    "vidur": lambda name: imported_profile("vidur", [Path(name)]),
+    "allocation": lambda name: load(Path(name), Allocation),
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", NAMES, ids=[repr(name[:8]) for name in NAMES])
+def test_a_hostile_file_name_is_refused_by_every_reader(reader: str, name: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        READERS[reader](name)
+    assert str(caught.value).isprintable()

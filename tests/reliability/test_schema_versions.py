@@ -18,13 +18,10 @@ from simulator.formats.files import load, to_json
 from simulator.profile import load_profile
 from simulator.schemas import RECORDS
 from simulator.schemas import record as record_of
+from tests.reliability.parsers import SERVED
 from tests.reliability.scale import DATA, record
 from tests.test_verify import problem
 from tests.test_verify import text as allocation_text
-
-SERVED = """{"schema_version": 1, "dtype": "fp32", "warm_s": 0.1, "batches": [{"number": 0, "lengths": [5], "changes": [],
-"prefill_placement": "tp1", "decode_placement": "tp1", "prefill_pool_gpus": 0, "decode_pool_gpus": 0, "wanted_gpus": [0, 0],
-"switch_s": 0.0, "steps": [{"phase": "prefill", "duration_s": 0.01, "bytes_sent": 0}], "generated": [[1]]}]}"""  # noqa: E501
 
 
 def samples() -> dict[str, dict[str, Any]]:
