@@ -51,11 +51,6 @@ class Journal:
         self._write({"kernel": type(kernel).__name__, **asdict(kernel), "seconds": seconds})
         self.seconds[kernel] = seconds
 
-    def discard(self) -> None:
-        """The profile is written: the journal has done its work."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
-
     def _write(self, entry: Mapping[str, object]) -> None:
         self._file.write(json.dumps(entry).encode() + b"\n")
         self._file.flush()

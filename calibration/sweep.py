@@ -16,7 +16,10 @@ from itertools import product, zip_longest
 
 import numpy as np
 
-from calibration.fit import FitOptions, fit_profile
+from calibration.choosing import in_order
+from calibration.fit import FitOptions, device_for, fit_profile
+from calibration.journal import Journal
+from calibration.points import SOURCE, time_points
 from calibration.rows import TimedRow
 from calibration.transfers import collective_curves
 from simulator.cluster import Gpu
@@ -39,12 +42,12 @@ from simulator.program import Program
 OnProgress = Callable[[str, float], None]
 """(what is being measured, share done of the whole)."""
 
-SOURCE = "timed by attnplan on this machine"
 CPU_RANKS = 4
 KERNEL_SHARE = 0.75  # of the budget; the rest starts the processes and times worlds
 CPU_MOST = 130  # shapes of a class: a small table, which a Gaussian process fits in a second
 CPU_MAX_FLOP = 2e9  # some 40 ms on one core
 CUDA_MAX_FLOP = 2e13
+CUDA_MOST = 300  # points for one GPU, in ten minutes at most
 CPU_MATRICES = ((64, 256), (128, 256), (256, 256), (512, 256), (1024, 256), (256, 128), (256, 512), (256, 1024),
                 (512, 512), (1024, 1024), (2048, 512), (512, 2048), (4096, 1024))  # fmt: skip
 CUDA_MATRICES = tuple((n, k) for n in (512, 1536, 4096, 16384) for k in (512, 2048, 4096, 16384))
@@ -75,6 +78,7 @@ def calibrate_cpu(
     dtype: str = "fp32",
     hints: Sequence[ComputeKernel] = (),
     on_progress: OnProgress | None = None,
+    journal: Journal | None = None,
 ) -> Sweep:
     """Time this machine's CPU as worlds of one-threaded ranks see it, in about ``budget_s`` seconds."""
     from executor.environment import cpu_name, usable_cores
@@ -85,15 +89,18 @@ def calibrate_cpu(
     began_s = time.monotonic()
     note("starting processes", 0.0)
     with Supervisor(CPU_RANKS, timeout_s=max(60.0, budget_s)) as world:
-        deadline_s = KERNEL_SHARE * budget_s - (time.monotonic() - began_s)
+        deadline_s = KERNEL_SHARE * budget_s
         kernels = cpu_kernels(dtype, hints)
 
-        def watch() -> None:
-            spent = min(1.0, (time.monotonic() - began_s) / budget_s)
-            note(f"kernels: {world.progress.read(0).index} shapes timed", spent)
+        def is_over(number: int) -> bool:
+            spent_s = time.monotonic() - began_s
+            note(f"kernels: {number} shapes timed", min(1.0, spent_s / budget_s))
+            return spent_s > deadline_s
 
-        seconds = world.run(time_kernels, kernels, dtype, deadline_s, watch=watch)[0]
-        timed = tuple(TimedRow(k, s, SOURCE) for k, s in zip(kernels, seconds, strict=False))
+        def time_one(kernel: ComputeKernel) -> float:
+            return float(world.run(time_kernels, (kernel,), dtype, deadline_s)[0][0])
+
+        timed = time_points(kernels, time_one, journal, is_over)
         note("cores, messages and collectives", KERNEL_SHARE)
         left_s = budget_s - (time.monotonic() - began_s)
         host, send_recv, collectives = _time_world(world, usable_cores(), left_s, note)
@@ -143,6 +150,7 @@ def calibrate_cuda(
     dtype: str = "bf16",
     hints: Sequence[ComputeKernel] = (),
     on_progress: OnProgress | None = None,
+    journal: Journal | None = None,
 ) -> Sweep:
     """Time the current CUDA device, in this process. Collectives need several GPUs: import nccl-tests' logs."""
     import torch
@@ -151,19 +159,26 @@ def calibrate_cuda(
 
     note = on_progress or (lambda what, share: None)
     device, began_s = torch.device("cuda"), time.monotonic()
-    rows: list[TimedRow] = []
-    for kernel in _in_turn(cuda_kernels(dtype), CUDA_MAX_FLOP, hints):
+    properties = torch.cuda.get_device_properties(device)
+    candidates = [[k for k in kernels if flops(k) <= CUDA_MAX_FLOP] for kernels in (*cuda_kernels(dtype), hints)]
+    guess = cuda_device(properties.name, properties.total_memory, properties.multi_processor_count, ())
+    kernels = in_order(candidates, device_for(dtype, guess), hints, CUDA_MOST)
+
+    def is_over(number: int) -> bool:
         spent_s = time.monotonic() - began_s
-        if spent_s > budget_s:
-            break
-        note(f"kernels: {len(rows)} shapes timed", spent_s / budget_s)
+        note(f"kernels: {number} shapes timed", min(1.0, spent_s / budget_s))
+        return spent_s > budget_s
+
+    def time_one(kernel: ComputeKernel) -> float | None:
         try:
-            rows.append(TimedRow(kernel, time_kernel(kernel, device, dtype=dtype), SOURCE))
+            return time_kernel(kernel, device, dtype=dtype)
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
-    properties = torch.cuda.get_device_properties(device)
+            return None
+
+    rows = time_points(kernels, time_one, journal, is_over)
     gpu = cuda_device(properties.name, properties.total_memory, properties.multi_processor_count, rows)
-    return Sweep(tuple(rows), gpu)
+    return Sweep(rows, gpu)
 
 
 def hints_of(programs: Iterable[Program]) -> tuple[ComputeKernel, ...]:
@@ -268,14 +283,15 @@ def cuda_device(name: str, memory_bytes: int, num_sms: int, rows: Sequence[Timed
     )
 
 
-def cuda_profile(sweep: Sweep, *, name: str = "local-cuda") -> Profile:
-    """The profile of a CUDA sweep; collectives and links are not in it."""
-    return fit_profile(sweep.rows, sweep.gpu, replace(FitOptions(), name=name, source=SOURCE, tag="fitted"))
+def cuda_profile(sweep: Sweep, *, name: str = "local-cuda", donor: Profile | None = None) -> Profile:
+    """The profile of a CUDA sweep; collectives and links are not in it. ``donor``: see ``calibration.transferring``."""
+    options = replace(FitOptions(), name=name, source=SOURCE, tag="fitted", donor=donor)
+    return fit_profile(sweep.rows, sweep.gpu, options)
 
 
-def cpu_profile(sweep: Sweep, *, name: str = "local-cpu") -> Profile:
+def cpu_profile(sweep: Sweep, *, name: str = "local-cpu", donor: Profile | None = None) -> Profile:
     """The profile of a CPU sweep, with what its ranks share."""
-    options = replace(FitOptions(), name=name, source=SOURCE, host_launch_s=0.0, tag="fitted")
+    options = replace(FitOptions(), name=name, source=SOURCE, host_launch_s=0.0, tag="fitted", donor=donor)
     profile = fit_profile(sweep.rows, sweep.gpu, options)
     curves = collective_curves([row for row in sweep.rows if isinstance(row.kernel, GroupCollective)], "measured")
     return profile.model_copy(update={"host": sweep.host, "send_recv": sweep.send_recv, "collectives": curves})

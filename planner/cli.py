@@ -135,6 +135,11 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--top-k", type=int, default=0, metavar="N", help="sample among the N likeliest (0: all)")
     run.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample among the likeliest that reach P")
     run.add_argument("--seed", type=int, default=0, help="of sampled tokens and drawn batches")
+    run.add_argument("--backend", metavar="NAME", help="attention backend, e.g. triton (default: the first that works)")
+    run.add_argument("--graphs", action="store_true", help="replay decode steps as CUDA graphs, where there is a GPU")
+    run.add_argument(
+        "--compress", choices=("none", "int8", "topk"), default="none", help="pack messages; says what that loses"
+    )
     run.add_argument("--batches", type=int, metavar="N", help="serve N batches, switching placements; writes a log")
     run.add_argument("--requests", type=Path, metavar="TRACE", help="their lengths (default: the plan's workload)")
 
@@ -149,6 +154,8 @@ def _add_calibration(commands: Commands) -> None:  # type: ignore[valid-type]
     calibrate = _command(commands, "calibrate", "calibrate:calibrate", "measure this machine, or import measurements")
     calibrate.add_argument("--device", choices=("cpu", "cuda"), default=None)
     calibrate.add_argument("--budget", type=float, default=None, metavar="SECONDS")
+    calibrate.add_argument("--plan", type=Path, metavar="ALLOCATION", help="time this plan's kernels first")
+    calibrate.add_argument("--like", metavar="PROFILE", help="correct this profile of the same generation")
     calibrate.add_argument("-o", "--output", type=Path, default=Path("profile.json"), metavar="FILE")
     actions = calibrate.add_subparsers(metavar="ACTION", required=False)
     imported = _command(actions, "import", "calibrate:import_", "a profile from other people's tables")
