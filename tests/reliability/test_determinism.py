@@ -21,7 +21,6 @@ FULL_COMMANDS = (
     "simulate allocation.json --phase decode --json",
     "explain allocation.json",
     f"compare {QUESTION} --per-category 50 --seed 3 --json",
-    "paper --json",
 )
 HASH_SEEDS = ("0", "1", "4711", "99", "random")
 
