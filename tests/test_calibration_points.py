@@ -1,13 +1,8 @@
-"""Timing points: which come first, what a crash costs, what must not change underneath."""
+"""Timing points: which come first, what is timed again, what must not change underneath."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,18 +21,6 @@ from simulator.kernel import AttentionPrefill, ComputeKernel, Gemm, Memory
 H200 = Device(989e12, 4.8e12, 132, 2)
 FACTS = {"device": "NVIDIA H200", "driver": "550.54.15", "torch": "2.13.0"}
 SHAPES = tuple(Gemm(m, n, 64, "fp32") for m in (1, 4, 16, 64) for n in (8, 32, 128, 512))
-
-# A calibration of SHAPES on this machine's CPU, with the journal in argv[1].
-CALIBRATION = """
-import sys, torch
-from pathlib import Path
-from calibration.journal import Journal
-from calibration.points import time_points
-from executor.timing import time_kernel
-from tests.test_calibration_points import FACTS, SHAPES
-cpu = torch.device("cpu")
-time_points(SHAPES, lambda k: time_kernel(k, cpu, budget_s=0.05), Journal(Path(sys.argv[1]), FACTS), lambda n: False)
-"""
 
 
 def test_the_first_300_points_cover_every_class_and_repeat_none() -> None:
@@ -77,41 +60,6 @@ def test_chosen_points_leave_a_gaussian_process_surer_than_random_ones() -> None
     chosen = [gemms.index(kernel) for kernel in in_order([gemms], H200, (), 30)]
     draws = [np.random.default_rng(seed).permutation(len(gemms))[:30].tolist() for seed in range(5)]
     assert unsure(chosen) < min(unsure(draw) for draw in draws)
-
-
-def test_a_calibration_killed_at_any_point_loses_one_at_most_and_ends_with_the_same_set(tmp_path: Path) -> None:
-    path = tmp_path / "profile.json.points"
-    rng, seen = np.random.default_rng(11), 0
-    for _ in range(3):
-        process = _calibration(path)
-        _wait_for_points(path, seen + 1 + int(rng.integers(0, 3)), process)
-        time.sleep(float(rng.uniform(0, 0.1)))
-        written = _whole_lines(path)
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
-        with Journal(path, FACTS) as journal:
-            assert len(journal.seconds) >= written - 1  # line 1 says what was measured on
-            assert tuple(journal.seconds) == SHAPES[: len(journal.seconds)]
-            seen = len(journal.seconds)
-    assert _calibration(path).wait(timeout=120) == 0
-    with Journal(path, FACTS) as journal:
-        assert tuple(journal.seconds) == SHAPES
-
-
-def _calibration(path: Path) -> subprocess.Popen[bytes]:
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", CALIBRATION, str(path)], env=environment)
-
-
-def _whole_lines(path: Path) -> int:
-    return path.read_bytes().count(b"\n") if path.exists() else 0
-
-
-def _wait_for_points(path: Path, number: int, process: subprocess.Popen[bytes]) -> None:
-    deadline_s = time.monotonic() + 120
-    while _whole_lines(path) <= number and process.poll() is None:
-        assert time.monotonic() < deadline_s, "the calibration timed nothing"
-        time.sleep(0.005)
 
 
 def test_points_in_the_journal_are_not_timed_again(tmp_path: Path) -> None:
