@@ -7,7 +7,7 @@ prefill entry's batch for both phases; its KV cache is left where the decode ent
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -18,12 +18,14 @@ from simulator.errors import InfeasibleError, SpecError
 from simulator.lowering import lower
 from simulator.measurement import Measurement, Place, Question
 from simulator.model import Model
+from simulator.packing import packed
 from simulator.placement import Placement
 from simulator.profile import Profile, load_profile
-from simulator.program import Program
+from simulator.program import Packing, Program
 from simulator.workload import Sequences, Step, Workload, prefill_step
 
 if TYPE_CHECKING:
+    from executor.compression_report import CompressionReport
     from executor.sampling import Sampling
     from executor.session import Generation
 
@@ -73,7 +75,7 @@ def programs(allocation: Allocation, found: Inputs, question: Question) -> tuple
     for number in range(question.decoded_tokens):
         context = Sequences(question.batch, question.tokens + number, 1, question.tokens)
         made.append(lower(found.model, Step("decode", (context,)), decode, nodes=nodes, dtype=allocation.dtype))
-    return tuple(made)
+    return tuple(made if question.packing == "none" else [packed(program, question.packing) for program in made])
 
 
 def entry(allocation: Allocation, phase: Literal["prefill", "decode"], tokens: int) -> Choice:
@@ -98,7 +100,9 @@ def placement_of(choice: Choice, candidate: Candidate) -> Placement:
     return alternative.placement
 
 
-def default_question(allocation: Allocation, tokens: int | None, decoded_tokens: int, candidate: str) -> Question:
+def default_question(
+    allocation: Allocation, tokens: int | None, decoded_tokens: int, candidate: str, *, packing: Packing = "none"
+) -> Question:
     """``tokens`` None: the first prefill entry's."""
     first = next((choice for choice in allocation.policy if choice.phase == "prefill"), None)
     if first is None:
@@ -106,7 +110,13 @@ def default_question(allocation: Allocation, tokens: int | None, decoded_tokens:
     length = first.tokens if tokens is None else tokens
     chosen = entry(allocation, "prefill", length)
     return Question.model_validate(
-        {"tokens": length, "batch": chosen.batch, "decoded_tokens": decoded_tokens, "candidate": candidate}
+        {
+            "tokens": length,
+            "batch": chosen.batch,
+            "decoded_tokens": decoded_tokens,
+            "candidate": candidate,
+            "packing": packing,
+        }
     )
 
 
@@ -128,7 +138,8 @@ def place_of(on: On, cluster: Cluster) -> Place:
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """How to run: where, how often, and for how long at most; a directory of weights (None: seeded), how tokens are
-    chosen (None: greedily)."""
+    chosen (None: greedily), the attention backend (None: the first that works), and whether decode steps are
+    replayed as CUDA graphs."""
 
     on: On = "auto"
     repeats: int = 3
@@ -138,20 +149,25 @@ class RunOptions:
     check: bool = True
     weights: str | None = None
     sampling: Sampling | None = None
+    backend: str | None = None
+    graphs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Executed:
-    """A run's measurement, and how many generated tokens equal the reference's (None: not checked)."""
+    """A run's measurement, how many generated tokens equal the reference's, and what packing did to the prefill (None:
+    not checked)."""
 
     measurement: Measurement
     matching_tokens: int | None
+    compression: CompressionReport | None = None
 
 
 def execute(
     allocation: Allocation, question: Question, options: RunOptions, on_step: Callable[[int, int], None] | None = None
 ) -> Executed:
     """Run one generation of the plan. Raises ExecutionError naming the rank and operation that failed."""
+    from executor.compression_report import report
     from executor.runner import run
     from executor.sampling import Sampling
     from executor.session import Generation
@@ -165,6 +181,8 @@ def execute(
         repeats=options.repeats,
         weights=options.weights,
         sampling=options.sampling or Sampling(),
+        backend=options.backend,
+        graphs=options.graphs,
     )
     generation.source()  # refuses a wrong directory before any process starts
     measured = run(
@@ -178,7 +196,10 @@ def execute(
     )
     measured = measured.model_copy(update={"question": question, "allocation": digest(allocation)})
     matching = matching_tokens(generation, measured.generated) if checkable(found.model, options) else None
-    return Executed(measured, matching)
+    if question.packing == "none" or not checkable(found.model, options):
+        return Executed(measured, matching)
+    plain = programs(allocation, found, question.model_copy(update={"packing": "none"}))
+    return Executed(measured, matching, report(replace(generation, programs=plain), question.packing))
 
 
 def checkable(model: Model, options: RunOptions) -> bool:

@@ -73,6 +73,7 @@ def serve(
     matching = 0 if checkable(found.model, options) else None
     sampling = options.sampling or Sampling()
     settings: dict[str, object] = {"seed": SEED, "weights": options.weights, "sampling": sampling}
+    settings |= {"backend": options.backend, "graphs": options.graphs}
     with Supervisor(size, directory=options.directory, timeout_s=options.timeout_s) as world:
         manager = ResourceManager(entries, rules_of(entries))
         serving = Serving(found.model, manager, world, nodes, allocation.dtype, settings, options.limit_s)

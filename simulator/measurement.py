@@ -61,6 +61,7 @@ class Question(Record):
     batch: int = Field(ge=1)
     decoded_tokens: int = Field(ge=0)
     candidate: Literal["chosen", "pool", "rule"] = "chosen"
+    packing: Literal["none", "int8", "topk"] = Field(default="none", description="how messages travelled")
 
 
 class Measurement(Record):

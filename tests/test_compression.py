@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
 from executor.compression import GradientPacking, Loss, loss_of, pack, packed_gradients, unpack
+from executor.compression_report import report
 from executor.supervisor import Supervisor
 from executor.worker import Worker
 from simulator.packing import GROUP, kept_values, packed, packed_bytes
@@ -81,6 +82,16 @@ def test_packed_programs_run_move_what_they_plan_and_lose_a_little(world: Superv
         else:
             assert 0.25 <= shrunk < 0.32  # an eighth of the values, of 8 bytes each
             assert error > 0.03  # most of an activation matters: reported, not hidden
+
+
+def test_the_report_says_what_packing_saves_and_loses() -> None:
+    generation = generation_of(MODEL, context_parallel(MODEL, 2, 2), num_decoded=0)
+    found = report(generation, "int8")
+    assert found.plain_bytes == sent(generation.programs[0])
+    assert found.packed_bytes < 0.32 * found.plain_bytes
+    assert 0 < found.relative_error < 0.03
+    assert found.same_tokens == 1.0
+    assert report(generation, "topk").relative_error > found.relative_error
 
 
 def test_the_simulator_plays_a_packed_program_faster() -> None:

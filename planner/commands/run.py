@@ -8,6 +8,7 @@ from planner.commands.output import progress, say, table, to_terminal
 from planner.execution import Executed, RunOptions, default_question, execute
 from planner.serve import Served, Traffic, serve
 from simulator.allocation import Allocation
+from simulator.errors import SpecError
 from simulator.formats.files import load, to_json, write_atomically
 from simulator.units import format_bytes, format_seconds
 
@@ -16,7 +17,9 @@ def run(arguments: argparse.Namespace) -> int:
     allocation = load(arguments.allocation, Allocation)
     if arguments.batches is not None or arguments.requests is not None:
         return serve_batches(allocation, arguments)
-    question = default_question(allocation, arguments.tokens, arguments.decode_tokens, arguments.candidate)
+    question = default_question(
+        allocation, arguments.tokens, arguments.decode_tokens, arguments.candidate, packing=arguments.compress
+    )
     options = options_of(arguments)
     with progress(f"run {question.candidate} plan, {question.tokens} tokens × {question.batch}") as update:
         done = execute(allocation, question, options, on_step=update)
@@ -40,12 +43,16 @@ def options_of(arguments: argparse.Namespace) -> RunOptions:
         limit_s=arguments.time_limit,
         weights=arguments.weights,
         sampling=drawn,
+        backend=arguments.backend,
+        graphs=arguments.graphs,
     )
 
 
 def serve_batches(allocation: Allocation, arguments: argparse.Namespace) -> int:
     """``--batches``: every decision of the resource manager with its measured cost."""
     batches = 8 if arguments.batches is None else arguments.batches
+    if arguments.compress != "none":
+        raise SpecError("--compress: not with --batches; run one generation to see what it does")
     traffic = Traffic(batches, arguments.decode_tokens, arguments.requests, arguments.seed)
     with progress(f"serve {batches} batches by the {arguments.candidate} plan") as update:
         done = serve(allocation, traffic, options_of(arguments), candidate=arguments.candidate, on_batch=update)
@@ -106,3 +113,10 @@ def show(done: Executed) -> None:
     if done.matching_tokens is not None:
         total = sum(len(tokens) for tokens in measured.generated)
         to_terminal(f"{done.matching_tokens} of {total} generated tokens equal the one-device reference's")
+    if done.compression is not None:
+        lost = done.compression
+        to_terminal(
+            f"packed: the prefill sends {format_bytes(lost.packed_bytes)} for {format_bytes(lost.plain_bytes)}; its "
+            f"logits move by {lost.relative_error:.2%} (at most {lost.max_abs_error:.3g}), "
+            f"{lost.same_tokens:.0%} of its tokens stay"
+        )
