@@ -59,17 +59,13 @@ def show() -> None:
 
 def _plans() -> Plans:
     """The slots that hold a plan; the others say why not."""
-    pins: dict[str, str] = st.session_state.pop("pins", {})
+    _take_pins()
     found: Plans = {}
     columns = st.columns(3)
     texts = {}
     for slot, column in zip(SLOTS, columns, strict=True):
-        if slot in pins:
-            st.session_state[slot] = pins[slot]
-        elif slot not in st.session_state and slot not in st.query_params:
-            st.session_state[slot] = START[slot]
         with column:
-            texts[slot] = write(slot, f"Plan {slot.upper()}", placeholder="scenario and options")
+            texts[slot] = write(slot, f"Plan {slot.upper()}", value=START[slot], placeholder="scenario and options")
     for slot, text in texts.items():
         if not text:
             continue
@@ -81,6 +77,16 @@ def _plans() -> Plans:
         if made is not None:
             found[slot.upper()] = parsed(made)
     return found
+
+
+def _take_pins() -> None:
+    """What was pinned elsewhere goes into the address, from which the boxes take it, as they do after a reload."""
+    pins: dict[str, str] = st.session_state.pop("pins", {})
+    if pins:
+        for slot, text in pins.items():
+            st.session_state.pop(slot, None)
+            st.query_params[slot] = text
+        st.rerun()
 
 
 def _choices(plans: Plans, phase: Phase, tokens: int) -> dict[str, Choice]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import parse_qs, quote, urlencode, urlsplit
 
 import pytest
 
@@ -33,9 +33,49 @@ PAGES = {
 }
 
 
+PARTS = {"model": "two-level", "cluster": "a100-4x4", "profile": "a100-sxm4-80gb"}
+STEP = {"scenario": "two-level", **PARTS, "phase": "decode", "tokens": "2048", "batch": "4", "pool": "4"}
+INPUTS: dict[str, dict[str, str | list[str]]] = {
+    "plan": {
+        "scenario": "two-level", "model": "fa-pool", "cluster": "dgx-a100-2", "workload": "local",
+        "profile": "a100-sxm4-80gb", "objective": "tpot", "max_gpus": "2", "base_gpus": "1", "ttft_slo": "9",
+        "tpot_slo": "8", "entry": "decode-long",
+    },
+    "whatif": {
+        **STEP, "tokens": "4096", "batch": "2", "pool": "8", "nics": "2", "nic_gb_s": "12.5", "tornado": "true",
+    },
+    "compare": {"a": "", "b": "two-level --max-gpus", "c": "nowhere"},
+    "timeline": {**STEP, "scheme": "tensor parallel", "layer": "0", "ranks": ["1", "6"]},
+    "topology": {**STEP, "scheme": "context parallel", "rank": "5"},
+    "validate": {"allocation": "plan-b.json", "measurement": "run-b.json"},
+    "documents": {
+        "document": "MA Separation, methodology", "verdict": "inconsistent", "search": "expert", "statement": "M16",
+    },
+}  # fmt: skip
+"""Every input of every page, none at its default."""
+SHOWN = """
+keys => Object.fromEntries(keys.map(key => {
+  const box = document.querySelector('.st-key-' + key);
+  if (!box) return [key, null];
+  const tick = box.querySelector('input[type=checkbox]'), range = box.querySelector('input[type=range], [role=slider]');
+  const tags = [...box.querySelectorAll('[data-tag]')];
+  if (tick) return [key, String(tick.checked)];
+  if (range) return [key, range.getAttribute('aria-valuetext')];
+  if (tags.length) return [key, tags.map(tag => tag.innerText.trim())];
+  const text = box.querySelector('input'), list = box.querySelector('[data-baseweb=select]') ?? text ?? box;
+  return [key, text && text.value ? text.value : list.innerText?.trim() ?? ''];
+}))
+"""
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(tmp_path_factory.mktemp("served")) as found:
+    folder = tmp_path_factory.mktemp("served")
+    for name in ("plan-a", "plan-b"):
+        (folder / f"{name}.json").write_text('{"policy": []}', encoding="utf-8")
+    for name in ("run-a", "run-b"):
+        (folder / f"{name}.json").write_text('{"steps": []}', encoding="utf-8")
+    with served(folder) as found:
         yield found
 
 
@@ -86,6 +126,51 @@ def test_a_slider_moved_by_keyboard_changes_map_and_address_and_a_reload_keeps_i
     settle(page)
     values = [one.get_attribute("aria-valuetext") for one in page.locator("input[type=range]").all()]
     assert values == ["1", "25.0", "16", "4096", "8"]
+
+
+@pytest.mark.parametrize("page_name", INPUTS)
+def test_every_input_of_a_page_is_read_from_the_address_and_stays_in_it(
+    address: str, chromium: Any, page_name: str
+) -> None:
+    given = INPUTS[page_name]
+    page = open_page(chromium.new_context(), f"{address}/{page_name}?{urlencode(given, doseq=True)}")
+    for _ in range(40):  # boxes fill in after the page has settled where the machine is busy
+        if page.evaluate(SHOWN, list(given)) == given:
+            break
+        page.wait_for_timeout(250)
+    assert page.evaluate(SHOWN, list(given)) == given
+    asked = {key: [value] if isinstance(value, str) else value for key, value in given.items()}
+    assert parse_qs(urlsplit(page.url).query, keep_blank_values=True) == asked
+    page.context.close()
+
+
+def test_what_a_page_is_told_by_hand_is_in_its_address(address: str, chromium: Any) -> None:
+    page = open_page(chromium.new_context(), f"{address}/timeline?tokens=1024&pool=8&ranks=0&ranks=9")
+    page.locator(".st-key-ranks").get_by_role("button").first.click()
+    page.wait_for_function("!location.search.includes('ranks=0')", timeout=20_000)
+    assert "ranks=9" in page.url
+    page.locator(".st-key-phase input").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_function("location.search.includes('phase=decode')", timeout=20_000)
+    settle(page)
+    assert page.locator("[data-testid=stException]").count() == 0
+    page.context.close()
+
+
+def test_a_gpu_of_the_drawing_is_chosen_by_mouse_and_by_keyboard(address: str, chromium: Any) -> None:
+    page = open_page(chromium.new_context(), f"{address}/topology?tokens=1024&pool=8")
+    page.locator("[data-rank='9']").click()
+    page.wait_for_function("location.search.includes('rank=9')", timeout=20_000)
+    settle(page)
+    assert page.locator("h4").first.inner_text().startswith("GPU 9:")
+    page.locator("[data-rank='3']").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function("location.search.includes('rank=3')", timeout=20_000)
+    settle(page)
+    assert page.locator(".chosen").get_attribute("data-rank") == "3"
+    page.context.close()
 
 
 @pytest.mark.parametrize(
