@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from planner.depth import period_ps, shallow_versions
 from planner.exploring.critical_path import CriticalPath, Doubt, critical_path, kind_of
 from planner.problem import Problem
 from planner.space import Question
@@ -24,13 +25,14 @@ from simulator.program import Program
 from simulator.simulation.clock import collector_paused
 from simulator.simulation.engine import run_until
 from simulator.simulation.timeline import Timeline
+from simulator.units import PICOSECONDS_PER_S
 
 NETWORK_LOG_ERROR = 0.1  # half-width of the 90 % interval of transfers and collectives on assumed links
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A candidate that was simulated."""
+    """A candidate that was simulated. ``step_s`` is the whole model's; program and timeline may be a shallow one's."""
 
     placement: Placement
     program: Program
@@ -44,7 +46,7 @@ class Evaluated:
     @property
     def path(self) -> CriticalPath:
         if not self.paths:
-            self.paths.append(critical_path(self.timeline))
+            self.paths.append(critical_path(self.timeline, self.step_s))
         return self.paths[0]
 
 
@@ -53,24 +55,40 @@ def lower_for(problem: Problem, question: Question, placement: Placement, cache:
 
 
 def evaluate(problem: Problem, question: Question, placement: Placement, cache: Placement | None) -> Evaluated:
-    """Lower and simulate. InfeasibleError where the placement does not fit the model."""
-    found = evaluate_until(problem, question, placement, cache, math.inf)
-    assert found is not None, "no deadline was passed"
-    return found
+    """Lower and simulate every layer. InfeasibleError where the placement does not fit the model."""
+    with collector_paused():
+        timeline = _play(problem, lower_for(problem, question, placement, cache), math.inf)
+    assert timeline is not None, "no deadline was passed"
+    return _evaluated(placement, timeline, timeline.duration_s)
 
 
 def evaluate_until(
     problem: Problem, question: Question, placement: Placement, cache: Placement | None, deadline_s: float
 ) -> Evaluated | None:
-    """As ``evaluate``; None where the step takes longer than ``deadline_s`` (the rest is not simulated)."""
+    """The same step time, with no more layers simulated than needed; None where it is above ``deadline_s``."""
     with collector_paused():
-        program = lower_for(problem, question, placement, cache)
-        prices = price(program, problem.cluster, problem.profiles)
-        world = problem.world.priced(prices)
-        timeline = run_until(program, problem.rates.cluster, prices.durations_s, deadline_s, world)
-    if timeline is None:
-        return None
-    return Evaluated(placement, program, timeline, len(placement.ranks), len(placement.pool_ranks), timeline.duration_s)
+        for shallow in shallow_versions(problem.model, placement, cache):
+            cut = replace(problem, model=shallow.model)
+            program = lower_for(cut, question, shallow.placement, shallow.cache)
+            timeline = _play(problem, replace(program, repeated=shallow.repeated()), deadline_s)
+            if timeline is None:
+                return None
+            period = period_ps(timeline, shallow.depth)
+            if period is not None:
+                whole_ps = timeline.makespan_ps + (shallow.layers - shallow.depth) * period
+                step_s = whole_ps / PICOSECONDS_PER_S
+                return _evaluated(placement, timeline, step_s) if step_s <= deadline_s else None
+        timeline = _play(problem, lower_for(problem, question, placement, cache), deadline_s)
+    return None if timeline is None else _evaluated(placement, timeline, timeline.duration_s)
+
+
+def _play(problem: Problem, program: Program, deadline_s: float) -> Timeline | None:
+    prices = price(program, problem.cluster, problem.profiles)
+    return run_until(program, problem.rates.cluster, prices.durations_s, deadline_s, problem.world.priced(prices))
+
+
+def _evaluated(placement: Placement, timeline: Timeline, step_s: float) -> Evaluated:
+    return Evaluated(placement, timeline.program, timeline, len(placement.ranks), len(placement.pool_ranks), step_s)
 
 
 def memory_of(problem: Problem, programs: list[Program]) -> tuple[RankBytes, ...]:
@@ -112,16 +130,17 @@ def doubt_of(problem: Problem, found: Evaluated) -> Doubt:
     for rank, index in found.path.nodes:
         operation, node = found.program.ranks[rank][index], places[rank][2]
         for kernel in kernels_of(operation, found.program.dtype):
-            wanted.setdefault((node.gpu, kernel), []).append((kind_of(operation), node.slowdown))
+            weight = node.slowdown * found.path.times((rank, index))
+            wanted.setdefault((node.gpu, kernel), []).append((kind_of(operation), weight))
     for gpu in dict.fromkeys(gpu for gpu, _ in wanted):
         mine = [kernel for owner, kernel in wanted if owner == gpu]
         prediction = predict(mine, problem.profiles[gpu])
         for number, key in enumerate(mine):
             above = float(prediction.p95_s[number] - prediction.seconds[number])
             below = float(prediction.seconds[number] - prediction.p05_s[number])
-            for kind, slowdown in wanted[gpu, key]:
-                up[kind] = up.get(kind, 0.0) + above * slowdown
-                down[kind] = down.get(kind, 0.0) + below * slowdown
+            for kind, weight in wanted[gpu, key]:
+                up[kind] = up.get(kind, 0.0) + above * weight
+                down[kind] = down.get(kind, 0.0) + below * weight
     seconds = found.path.seconds()
     for kind in ("network", "collective", "waiting"):
         up[kind] = seconds[kind] * float(np.expm1(NETWORK_LOG_ERROR))

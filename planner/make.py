@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import replace
 from functools import partial
 
 from planner.cache_fit import sliced
-from planner.evaluate import Evaluated, doubt_of, lacking, memory_of, metrics_of, step_interval, try_evaluate
+from planner.evaluate import Evaluated, doubt_of, evaluate_until, lacking, memory_of, metrics_of, step_interval
 from planner.exploring.critical_path import difference
 from planner.pair import race_pair
 from planner.problem import Problem, load_problem
@@ -28,6 +29,7 @@ from simulator.allocation import (
     Threshold,
     digest,
 )
+from simulator.errors import InfeasibleError
 from simulator.placement import Placement
 from simulator.program import Program
 from simulator.scenario import Scenario
@@ -159,7 +161,11 @@ def _rival(problem: Problem, question: Question, placement: Placement | str, cac
         return Alternative(
             name=placement.split(":")[0], placement=None, num_gpus=0, pool_gpus=0, step_s=None, infeasible=placement
         )
-    found = try_evaluate(problem, question, placement, cache)
+    found: Evaluated | str | None
+    try:
+        found = evaluate_until(problem, question, placement, cache, math.inf)
+    except InfeasibleError as error:
+        found = str(error)
     if isinstance(found, Evaluated):
         short = lacking(memory_of(problem, [found.program]))
         if short is None:

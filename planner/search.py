@@ -28,6 +28,7 @@ from simulator.errors import InfeasibleError
 from simulator.placement import Placement
 from simulator.program import Program
 
+RUNNER_UPS = 4  # candidates tried beyond the proof while no other placement has been met
 SHORTLIST = 64  # candidates bounded by predicted kernels before anything is simulated
 Mask = npt.NDArray[np.bool_]
 
@@ -119,21 +120,25 @@ def race(
     rows: Mask | None = None,
     limit: int | None = None,
 ) -> Race:
-    """Simulate best-first until no bound can beat the best. ``beside``: programs whose memory must fit too;
-    ``rows``: a mask of the candidates that take part; ``limit``: simulations at most (then the gap is stated)."""
+    """Simulate best-first until no bound can beat the best; then, if none was met, look for a runner-up a little.
+
+    ``beside``: programs whose memory must fit too; ``rows``: a mask of the candidates that take part; ``limit``:
+    simulations at most (then the gap is stated)."""
     table = enumerate_space(question)
     table = beside_cache(table if rows is None else table[rows], cache)
     if not len(table):
         raise InfeasibleError(f"{problem.name}: no candidate can prefill into the cache of {cache and cache.name}")
     found = _bounded(problem, question, table, cache, beside)
+    extra = 0
     for row in _promising(found, _slo_s(problem, question)):
-        best = found.best_score
+        best, second = found.best_score, found.runner_up()
         if found.scores[row] > best:
-            break
+            if second is not None or extra == RUNNER_UPS:
+                break
+            extra += 1
         if limit is not None and found.num_simulated >= limit and np.isfinite(best):
             found.gap = max(0.0, 1.0 - float(found.scores[row]) / best)
             break
-        second = found.runner_up()
         _try(problem, found, row, beside, np.inf if second is None else second.score)
     if not np.isfinite(found.best_score):
         raise InfeasibleError(_why_nothing(problem, found))

@@ -8,7 +8,7 @@ source alive. What it ignores: allocator fragmentation and workspace of a kernel
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simulator import program as p
 from simulator.cluster import Gpu
@@ -46,7 +46,7 @@ def rank_memory(model: Model, programs: Sequence[p.Program], gpus: Sequence[Gpu]
         used = [program for program in programs if program.ranks[rank] or program.caches[rank]]
         weights: set[p.WeightSlice] = set()
         for program in used:
-            weights |= weight_slices(model, program.ranks[rank])
+            weights |= _all_layers(program, weight_slices(model, program.ranks[rank]), model.num_layers)
         size = min(DTYPE_BYTES[model.weight_dtype], *(DTYPE_BYTES[program.dtype] for program in programs))
         found.append(
             RankMemory(
@@ -80,6 +80,20 @@ def weight_slices(model: Model, operations: Sequence[p.Operation]) -> set[p.Weig
     return found
 
 
+def _all_layers(program: p.Program, weights: set[p.WeightSlice], num_layers: int) -> set[p.WeightSlice]:
+    """With the layers that a program lowered shallow leaves out: copies of the one that stands for them."""
+    if program.repeated is None:
+        return weights
+    prefix = f"layers.{program.repeated[0]}."
+    ends = {weight for weight in weights if not weight.name.startswith("layers.")}
+    inner = [(weight, weight.name.removeprefix(prefix)) for weight in weights if weight.name.startswith(prefix)]
+    return ends | {
+        replace(weight, name=f"layers.{layer}.{name}")
+        for weight, name in inner
+        for layer in range(num_layers)
+    }
+
+
 def _expert_slices(operation: p.Experts) -> list[p.WeightSlice]:
     hidden, width = (0, operation.hidden), operation.intermediate
     slices = []
@@ -97,7 +111,8 @@ def cache_bytes(model: Model, program: p.Program, rank: int) -> int:
     size = 2 * model.head_dim * DTYPE_BYTES[program.dtype]
     counts = [group.count for group in program.step.batch]
     return sum(
-        shard.tile.num_cells
+        program.times(shard.layer)
+        * shard.tile.num_cells
         * size
         // shard.slices
         * sum(c * rows for c, rows in zip(counts, shard.rows_per_sequence, strict=True))

@@ -258,6 +258,7 @@ class Program:
 
     ``step.batch`` is the batch as lowered (groups cut at micro-batch edges, order of sequences kept). Ranks that embed
     read the value ``tokens`` (all new tokens of the batch, packed) and hold the next ones in ``next_tokens[rank]``.
+    ``repeated``: (layer, n) of a deep model lowered shallow, where that layer stands for n alike; not to be run.
     """
 
     step: Step
@@ -265,6 +266,11 @@ class Program:
     ranks: tuple[tuple[Operation, ...], ...]
     caches: tuple[tuple[CacheShard, ...], ...]
     next_tokens: tuple[str, ...]
+    repeated: tuple[int, int] | None = None
+
+    def times(self, layer: int) -> int:
+        """Layers that ``layer`` stands for."""
+        return self.repeated[1] if self.repeated is not None and self.repeated[0] == layer else 1
 
     @property
     def num_operations(self) -> int:

@@ -20,18 +20,25 @@ KINDS = ("gemm", "attention", "experts", "memory", "collective", "network", "wai
 
 @dataclass(frozen=True)
 class CriticalPath:
-    """Operations (rank, index), first to last."""
+    """Operations (rank, index), first to last, of a step that takes ``step_s``."""
 
     timeline: Timeline
     nodes: tuple[Node, ...]
+    step_s: float
+
+    def times(self, node: Node) -> int:
+        """How often an operation is on the path: once for every layer that its layer stands for."""
+        program = self.timeline.program
+        return program.times(program.ranks[node[0]][node[1]].layer)
 
     def seconds(self) -> dict[str, float]:
         """Seconds on the path by kind; what no operation covers is ``waiting``."""
         found = dict.fromkeys(KINDS, 0.0)
         for rank, index in self.nodes:
-            length = self.timeline.end_ps[rank][index] - self.timeline.start_ps[rank][index]
-            found[kind_of(self.timeline.program.ranks[rank][index])] += int(length) / PICOSECONDS_PER_S
-        found["waiting"] = max(self.timeline.duration_s - sum(found.values()), 0.0)
+            length = int(self.timeline.end_ps[rank][index] - self.timeline.start_ps[rank][index])
+            kind = kind_of(self.timeline.program.ranks[rank][index])
+            found[kind] += length * self.times((rank, index)) / PICOSECONDS_PER_S
+        found["waiting"] = max(self.step_s - sum(found.values()), 0.0)
         return found
 
 
@@ -52,9 +59,10 @@ def kind_of(operation: p.Operation) -> str:
             return "memory"
 
 
-def critical_path(timeline: Timeline) -> CriticalPath:
-    """The simulator's walk."""
-    return CriticalPath(timeline, tuple((link.rank, link.operation) for link in walk(timeline)))
+def critical_path(timeline: Timeline, step_s: float | None = None) -> CriticalPath:
+    """The simulator's walk. ``step_s``: of the whole model, where the timeline is a shallow one's."""
+    nodes = tuple((link.rank, link.operation) for link in walk(timeline))
+    return CriticalPath(timeline, nodes, timeline.duration_s if step_s is None else step_s)
 
 
 @dataclass(frozen=True)
