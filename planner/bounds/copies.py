@@ -47,11 +47,12 @@ def copies_of(question: Question, table: Table, rates: Rates, cells: Cells, quer
     output = rates.memory("copy", np.where(several, 2 * queries * head, 0))
     sums = rates.memory("copy", np.where(several & split, 2 * queries * LSE_BYTES, 0))
     outputs = shards * (output + sums)
-    arrived = several & (table["streams"][row] == 1)
+    parts = several & (ceil_div(group.keys, shard.keys)[row] > 1)  # a KV head that shards share comes from one of them
+    arrived = parts & (table["streams"][row] == 1)
     pool = joined + outputs + rates.memory("copy", np.where(arrived, 4 * keys * group.keys[row] * head, 0))
     if question.phase == "decode":
         rows = 4 * queries * group.keys[row] * head
-        pool = pool + rates.memory("copy", rows) + rates.memory("copy", np.where(several, rows, 0))
+        pool = pool + rates.memory("copy", rows) + rates.memory("copy", np.where(parts, rows, 0))
     base = _at_base(question, table, rates, cells, queries, groups, shard.queries)
     return Copies(sliced, pool, joined, output, outputs, base)
 

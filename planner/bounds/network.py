@@ -126,7 +126,10 @@ def pool_chain(
     far = pool.begin >= network.remote[cells.row]
     streamed = table["streams"][cells.row] > 1
     arrives = np.where(streamed, np.maximum(kv_in + pool.last, pool.seconds), kv_in + pool.seconds)
-    there = np.where(far, 2 * network.latency_s + 2 * q_in + arrives, pool.seconds)
+    # the output goes back slice by slice, a base rank's at a time: only the last one's bytes come after all kernels
+    shard = question.model.num_attention_heads // table["tensor"][cells.row].astype(np.int64)
+    back = q_in * np.minimum(shard / heads.queries[cells.row], 1.0)
+    there = np.where(far, 2 * network.latency_s + q_in + back + arrives, pool.seconds)
     there = there + (cells.block + 1) * copies.sliced + copies.pool + copies.base
     busy = (pool.queries > 0) & (pool.seconds > 0)
     egress_s, away_s = _away_chain(question, table, rates, network, pool, busy)
