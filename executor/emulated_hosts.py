@@ -69,8 +69,10 @@ class EmulatedHosts:
             if several:
                 assert node.nics is not None
                 plug_in(number, space, switch, node.nics.bandwidth_bytes_per_s)
-            seat = Seat(number, enter(space), "eth0" if several else "lo", cores[number], node.slowdown)
-            seats += [seat] * node.gpus
+            for local in range(node.gpus):
+                own = cores[number][local % len(cores[number])]
+                used = (own,) if node.pinned else cores[number]
+                seats.append(Seat(number, enter(space), "eth0" if several else "lo", used, node.slowdown))
         return tuple(seats)
 
     def _namespace(self) -> int:

@@ -62,6 +62,7 @@ class Node(Record):
     link: NodeLink
     nics: Nics | None = None
     cores: int | None = Field(default=None, ge=1, description="CPU worlds: cores the node's ranks share")
+    pinned: bool = Field(default=False, description="CPU worlds: GPU i of the node stays on core i mod cores")
     slowdown: float = Field(default=1.0, ge=1.0, description="a straggler's factor on every compute kernel")
 
 
@@ -93,6 +94,8 @@ class Cluster(Record):
         if self.num_ranks > MAX_RANKS:
             raise ValueError(f"{self.num_ranks} ranks; at most {MAX_RANKS} are accepted")
         for index, node in enumerate(self.nodes):
+            if node.pinned and node.cores is None:
+                raise ValueError(f"nodes[{index}].pinned: needs cores")
             if node.gpu not in known:
                 raise ValueError(f"nodes[{index}].gpu: unknown {node.gpu!r}; known: {', '.join(known)}")
         if sum(node.count for node in self.nodes) > 1 and any(node.nics is None for node in self.nodes):

@@ -32,12 +32,17 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Cores:
-    """A CPU node's shared resources, by number, and the core time of a byte at one end."""
+    """A CPU node's shared resources, by number, and the core time of a byte at one end. ``pinned``: single cores."""
 
     cores: int
     memory: int | None
     core_s_per_byte: float
     latency_s: float | None
+    pinned: tuple[int, ...] = ()
+
+    def of(self, local: int) -> tuple[int, ...]:
+        """The resources that a second on a core takes from, for the node's rank ``local``."""
+        return (self.cores, self.pinned[local % len(self.pinned)]) if self.pinned else (self.cores,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,11 @@ class Network:
             number = self._add(f"node {place.node} cores", capacity)
             rate = host.memory_bandwidth_bytes_per_s
             memory = None if rate is None else self._add(f"node {place.node} memory", rate)
-            cores[place.node] = Cores(number, memory, host.transfer_core_s_per_byte, host.transfer_latency_s)
+            pinned = tuple(
+                self._add(f"node {place.node} core {core}", 1.0)
+                for core in range(place.spec.cores or 0 if place.spec.pinned else 0)
+            )
+            cores[place.node] = Cores(number, memory, host.transfer_core_s_per_byte, host.transfer_latency_s, pinned)
         return cores
 
     def _add_devices(self, interference: Mapping[str, Interference]) -> dict[int, Device]:
@@ -135,7 +144,8 @@ class Network:
             if node is None:
                 continue
             if node.core_s_per_byte > 0:
-                weights[node.cores] = weights.get(node.cores, 0.0) + node.core_s_per_byte
+                for resource in node.of(self.topology.places[rank].local):
+                    weights[resource] = weights.get(resource, 0.0) + node.core_s_per_byte
                 dearest = max(dearest, node.core_s_per_byte)
             if node.latency_s is not None:
                 latency_s = node.latency_s
@@ -191,6 +201,7 @@ class Network:
             core_s = min(core_s, self.resources[node.cores].bandwidth_bytes_per_s / at_most)
         if core_s > 0:
             weights[node.cores] = core_s
+            weights |= dict.fromkeys(node.pinned, core_s / max(len(node.pinned), 1))
 
     def kernel(self, rank: int, seconds: float, moved_bytes: float, done: Action) -> None:
         """A kernel that takes ``seconds`` on a core, or a device, of its own."""
@@ -201,7 +212,7 @@ class Network:
             self.sharing.start(Activity(seconds, self.sharing.path({self.devices[rank].number: 1.0}), done, 1.0))
             return
         node = self.cores[self.topology.node_of(rank)]
-        weights = {node.cores: 1.0}
+        weights = dict.fromkeys(node.of(self.topology.places[rank].local), 1.0)
         if node.memory is not None and moved_bytes > 0:
             weights[node.memory] = moved_bytes / seconds
         self.sharing.start(Activity(seconds, self.sharing.path(weights), done, 1.0))
