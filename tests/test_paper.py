@@ -70,7 +70,7 @@ def test_rows_take_less_than_twenty_seconds() -> None:
 @pytest.mark.parametrize(
     ("wanted", "verdict"),
     [
-        ("F14", "only under assumption"),  # 0.805 B, or 13.15 B with 16 gated experts a layer
+        ("F14", "inconsistent"),  # 0.805 B, or 13.15 B with 16 gated experts a layer
         ("F33", "inconsistent"),  # 1.6 + 32 + 20 = 53.6, not 65
         ("F38", "consistent"),  # 25 + 15 + 5 = 45
         ("M07", "inconsistent"),  # 32 // 12 = 2
