@@ -1,9 +1,10 @@
 """python -m benchmarks.device_campaign --device cuda --limit 560 -o $OUT
 
-One call on a GPU: calibrate it, write the predictions, then check correctness and replay the documents' model (hidden
-4096, 32 heads of 128, four layers) for pools of 0–32 and 512–131,072 tokens, its decode, an expert model, and whole
-one-GPU generations, each predicted before it runs. Results are written after every case, so a call cut short keeps what
-it has. ``--device cpu`` runs the same on shrunk models, to prove the script without a GPU.
+One call on a GPU: calibrate it (or take ``--profile``), write the predictions, then check correctness, time the kernels
+beside each other (``device_kernels``), and replay the documents' model (hidden 4096, 32 heads of 128, four layers) for
+pools of 0–32 and 512–131,072 tokens, its decode, an expert model, and whole one-GPU generations of it, of Llama-3-8B's
+and of Mixtral's layers, each predicted before it runs. Results are written after every case, so a call cut short keeps
+what it has. ``--device cpu`` runs the same on shrunk models, to prove the script without a GPU.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
 import torch
 
+from benchmarks import device_kernels
 from calibration import sweep
 from executor.reference import Reference
 from executor.replay import replay
@@ -31,7 +33,7 @@ from simulator.formats.files import to_json, write_atomically
 from simulator.lowering import lower
 from simulator.model import Experts, Layer, Model
 from simulator.placement import AttentionGrid, Placement, Stage
-from simulator.profile import Profile
+from simulator.profile import Profile, load_profile
 from simulator.program import Collective, Program, Recv, Send
 from simulator.workload import Sequences, Step, prefill_step
 
@@ -64,10 +66,10 @@ class Campaign:
         return time.monotonic() > self.deadline_s
 
 
-def llama_shaped(layers: int) -> Model:
-    """Llama-3-8B's layer, a few of them."""
-    full = presets.model("llama-3.1-8b")
-    return full.model_copy(update={"name": f"llama-3-8b-{layers}-layers", "layers": full.layers[:layers]})
+def some_layers(name: str, layers: int) -> Model:
+    """A preset with its first few layers only."""
+    full = presets.model(name)
+    return full.model_copy(update={"name": f"{name}-{layers}-layers", "layers": full.layers[:layers]})
 
 
 def expert_model(model: Model, experts: int) -> Model:
@@ -107,7 +109,8 @@ def cases(model: Model, lengths: tuple[int, ...], pools: tuple[int, ...], dtype:
     routed = expert_model(model, 8)
     for tokens in lengths[:3]:
         yield Case(f"experts {tokens}", routed, generation_of(routed, one_device(routed), tokens, 0, dtype, (0,)))
-    for whole in (model, llama_shaped(4) if dtype == "bf16" else model):
+    others = ("llama-3.1-8b", 4), ("mixtral-8x7b", 2)
+    for whole in (model, *(some_layers(*other) if dtype == "bf16" else presets.model("tiny-moe") for other in others)):
         for tokens in lengths[1:4]:
             made = generation_of(whole, one_device(whole), tokens, 8, dtype, (0,))
             yield Case(f"generation {whole.name} {tokens}", whole, made)
@@ -183,18 +186,39 @@ def correctness(device: torch.device) -> dict[str, object]:
     return {"tokens": sum(len(tokens) for tokens in theirs), "equal": equal}
 
 
+def kernels(device: torch.device, dtype: str, model: Model) -> dict[str, object]:
+    """Backends, routing, grouped GEMM and graphs; a failure is a row."""
+    alone = one_device(model)
+    parts: dict[str, Callable[[], object]] = {
+        "attention": lambda: device_kernels.backends(device, dtype),
+        "routing": lambda: device_kernels.routing(device),
+        "grouped_gemm": lambda: device_kernels.grouped(device, dtype),
+        "graphs": lambda: device_kernels.graphs(
+            Generation(model, generation_of(model, alone, 2048 if dtype == "bf16" else 64, 8, dtype, (0,))), device
+        ),
+    }
+    found: dict[str, object] = {}
+    for name, part in parts.items():
+        try:
+            found[name] = part()
+        except (AttnplanError, RuntimeError) as error:
+            found[name] = f"failed: {str(error)[:200]}"
+        print(f"{name}: {found[name]}", flush=True)
+    return found
+
+
 def calibrate(device: str, budget_s: float) -> Profile:
     if device == "cuda":
         return sweep.cuda_profile(sweep.calibrate_cuda(budget_s))
     return sweep.cpu_profile(sweep.calibrate_cpu(budget_s))
 
 
-def run(campaign: Campaign, device: str, limit_s: float, repeats: int) -> None:
+def run(campaign: Campaign, device: str, limit_s: float, repeats: int, known: str | None = None) -> None:
     """Calibrate, predict everything, then measure case after case."""
     on_gpu = device == "cuda"
     model = presets.model("fa-pool" if on_gpu else "tiny-dense")
     lengths, pools = (LENGTHS, POOLS) if on_gpu else ((64, 128, 256, 512), (0, 8))
-    profile = calibrate(device, CALIBRATION_SHARE * limit_s)
+    profile = load_profile(known) if known else calibrate(device, CALIBRATION_SHARE * limit_s)
     write_atomically(campaign.folder / "profile.json", to_json(profile))
     cluster, dtype = cluster_of(profile), "bf16" if on_gpu else "fp32"
     found = list(cases(model, lengths, pools, dtype))
@@ -202,6 +226,8 @@ def run(campaign: Campaign, device: str, limit_s: float, repeats: int) -> None:
     campaign.document |= {"device": profile.gpu.name, "torch": torch.__version__, "cases": rows}
     campaign.save()
     campaign.document["correctness"] = correctness(torch.device(device))
+    campaign.document["kernels"] = kernels(torch.device(device), dtype, model)
+    campaign.save()
     for case, row in zip(found, rows, strict=True):
         if campaign.late():
             break
@@ -231,11 +257,12 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=float, default=560.0, help="seconds in all")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--profile", help="an earlier calibration of this device, instead of a new one")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/device"))
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     campaign = Campaign(arguments.output, time.monotonic() + arguments.limit)
-    run(campaign, arguments.device, arguments.limit, arguments.repeats)
+    run(campaign, arguments.device, arguments.limit, arguments.repeats, arguments.profile)
     campaign.save()
 
 
