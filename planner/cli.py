@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+EXACTNESS = ("exact", "drops-possible", "model-changing")
 OBJECTIVES = ("ttft", "tpot", "tps", "tps_per_gpu", "cost")
 Handler = Callable[[argparse.Namespace], int]
 
@@ -87,6 +88,13 @@ def _add_planning(commands: Commands) -> None:  # type: ignore[valid-type]
     scenario_options(make)
     make.add_argument("-o", "--output", type=Path, default=Path("allocation.json"), metavar="FILE")
     make.add_argument("--exact", action="store_true", help="prove every choice, beyond the default of 40 simulations")
+    make.add_argument("--simulations", type=int, metavar="N", help="a race at most (the gap is stated); default 40")
+    make.add_argument(
+        "--slo-quantile", choices=("median", "p95"), default="median", help="which predicted value must meet an SLO"
+    )
+    make.add_argument(
+        "--exactness", choices=EXACTNESS, default="drops-possible", help="what the plan may change of the model"
+    )
     _json(make)
     compare = _command(commands, "compare", "compare:compare", "all schemes side by side on one workload")
     scenario_options(compare)

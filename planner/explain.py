@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from planner.exploring.flips import Flip
+from planner.heads import useful_gpus
 from planner.rivals import rule_pool
 from planner.threshold import documents_threshold
 from simulator.allocation import Allocation, Alternative, Choice, Interval
@@ -48,6 +49,7 @@ def _entry(choice: Choice, flips: Sequence[Flip]) -> str:
         *_speed_up(choice),
         f"  runner-up   {_runner_up(choice)}",
         f"  documents   {_rule(choice)}",
+        *_heads(choice),
         f"  memory      {_memory(choice)}",
         f"  exactness   {choice.exactness}",
         f"  proof       {_proof(choice)}",
@@ -109,6 +111,23 @@ def _beside(rival: Alternative, choice: Choice) -> str:
     assert rival.bound_s is not None
     ratio = rival.bound_s / choice.metrics.step_s.value
     return f"at least {format_seconds(rival.bound_s)} (proved bound), {ratio:.2f}x our step or more [fitted]"
+
+
+def _heads(choice: Choice) -> list[str]:
+    """How heads are dealt where they are unevenly, and GPUs that take heads without ending attention sooner."""
+    lines = []
+    for stage in choice.placement.stages[:1]:
+        sizes = stage.grid.heads
+        if len(set(sizes)) == 1:
+            continue
+        dealt = " + ".join(f"{sizes.count(size)} x {size}" for size in sorted(set(sizes), reverse=True))
+        fewest = useful_gpus(sum(sizes), len(sizes))
+        spare = len(sizes) - fewest
+        text = f"  heads       {sum(sizes)} over {len(sizes)} head groups: {dealt} heads"
+        if spare and max(sizes) == -(-sum(sizes) // len(sizes)):
+            text += f"; {spare} of the groups bring attention nothing: {fewest} finish as soon on equal GPUs"
+        lines.append(text)
+    return lines
 
 
 def _memory(choice: Choice) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from planner.bounds.rates import Rates, make_rates
 from planner.space import Question
 from simulator import presets, profile
-from simulator.allocation import Limits, Sources
+from simulator.allocation import Exactness, Limits, Sources
 from simulator.cluster import Cluster
 from simulator.errors import ProfileError, SpecError
 from simulator.model import Model
@@ -57,7 +58,14 @@ class Problem:
         """A bucket's planning question in one phase."""
         batch = self.workload.prefill_batch if phase == "prefill" else self.workload.decode_batch
         return Question(
-            self.model, self.cluster, phase, bucket.tokens, batch, self.limits.max_gpus, self.limits.base_gpus
+            self.model,
+            self.cluster,
+            phase,
+            bucket.tokens,
+            batch,
+            self.limits.max_gpus,
+            self.limits.base_gpus,
+            model_changing=self.limits.exactness == "model-changing",
         )
 
 
@@ -67,8 +75,11 @@ def load_problem(
     command: str = "",
     ttft_slo_s: float | None = None,
     tpot_slo_s: float | None = None,
+    slo_quantile: Literal["median", "p95"] = "median",
+    exactness: Exactness = "drops-possible",
 ) -> Problem:
-    """The scenario's parts, read. SpecError where more GPUs are asked for than there are."""
+    """The scenario's parts, read. SpecError where more GPUs are asked for than there are, or the model itself exceeds
+    the exactness budget."""
     cluster = presets.cluster(scenario.cluster)
     most = cluster.num_ranks
     if scenario.max_gpus is not None and scenario.max_gpus > most:
@@ -84,12 +95,20 @@ def load_problem(
         base_gpus=scenario.base_gpus,
         ttft_slo_s=ttft_slo_s,
         tpot_slo_s=tpot_slo_s,
+        slo_quantile=slo_quantile,
+        exactness=exactness,
     )
+    model = presets.model(scenario.model)
+    if exactness == "exact" and model.experts is not None and model.experts.capacity_factor is not None:
+        raise SpecError(
+            f"model {model.name}: experts.capacity_factor {model.experts.capacity_factor:g} may drop tokens, which "
+            "exactness 'exact' excludes; remove it or allow 'drops-possible'"
+        )
     main = profile.load_profile(scenario.profile)
     return Problem(
         name=scenario.name,
         command=command or f"plan make {scenario.name}",
-        model=presets.model(scenario.model),
+        model=model,
         cluster=cluster,
         workload=presets.workload(scenario.workload),
         profile_name=Path(scenario.profile).stem,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 
 from planner.commands.output import ERR, say, table, to_terminal
@@ -17,18 +18,22 @@ PARTS = ("model", "cluster", "workload", "profile")
 
 
 def make(arguments: argparse.Namespace) -> int:
-    from planner.make import make as make_allocation
+    from planner.make import QUICK_SIMULATIONS, make_problem
+    from planner.problem import load_problem
 
     scenario = scenario_of(arguments)
     if ERR.is_terminal:
         say(f"planning {scenario.model} on {scenario.cluster} for {scenario.workload} …")
-    allocation = make_allocation(
+    problem = load_problem(
         scenario,
         command=command_of(scenario, arguments),
         ttft_slo_s=arguments.ttft_slo,
         tpot_slo_s=arguments.tpot_slo,
-        exact=arguments.exact,
+        slo_quantile=arguments.slo_quantile,
+        exactness=arguments.exactness,
     )
+    limit = None if arguments.exact else arguments.simulations or QUICK_SIMULATIONS
+    allocation = make_problem(problem, limit=limit, workers=os.cpu_count() or 1)
     text = to_json(allocation)
     write_atomically(arguments.output, text)
     if arguments.json:
@@ -45,6 +50,8 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
     for name in ("objective", "max_gpus", "base_gpus"):
         if getattr(arguments, name) is not None:
             changes[name] = getattr(arguments, name)
+    if (getattr(arguments, "simulations", None) or 1) < 1:
+        raise SpecError(f"--simulations {arguments.simulations}: must be at least 1")
     for name in ("max_gpus", "base_gpus"):
         if name in changes and changes[name] < 1:
             raise SpecError(f"--{name.replace('_', '-')} {changes[name]}: must be at least 1")
@@ -71,6 +78,10 @@ def command_of(scenario: Scenario, arguments: argparse.Namespace) -> str:
     ):
         if value is not None:
             words += [name, f"{value:g}"]
+    for name, usual in (("slo_quantile", "median"), ("exactness", "drops-possible"), ("simulations", None)):
+        value = getattr(arguments, name, usual)
+        if value != usual:
+            words += [f"--{name.replace('_', '-')}", str(value)]
     if getattr(arguments, "exact", False):
         words.append("--exact")
     return shlex.join(words)
