@@ -242,4 +242,6 @@ def _fit_variant(
     reach = np.array([SHORT_REACH.get(name, LOG_REACH) for name in names])
     bounds = (origin - reach, np.minimum(origin + reach, highest))
     solved = least_squares(misses, origin, loss="soft_l1", f_scale=0.1, bounds=bounds, max_nfev=60)
+    if len(log_seconds) < FEW_ROWS:  # one odd row among few would bend the coefficients: it must count for little
+        solved = least_squares(misses, solved.x, loss="cauchy", f_scale=0.1, bounds=bounds, max_nfev=60)
     return float(solved.cost), coefficients(solved.x)
