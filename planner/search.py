@@ -17,13 +17,12 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from planner.bounds.bound import ROUNDING, step_bound
-from planner.bounds.rates import Array
+from planner.bounds.bound import ROUNDING, chunked_bound, num_cells
+from planner.bounds.rates import Array, Numbers, Rates
 from planner.cache_fit import beside_cache
-from planner.evaluate import Evaluated, evaluate_until, lacking, memory_of, step_interval
+from planner.evaluate import Evaluated, evaluate_until, lacking, memory_of
 from planner.problem import Problem
 from planner.space import Question, Scheme, Table, enumerate_space, num_gpus, placement_of
-from planner.weights_fit import fitting
 from simulator.allocation import Search
 from simulator.errors import InfeasibleError
 from simulator.placement import Placement
@@ -31,6 +30,7 @@ from simulator.program import Program
 
 RUNNER_UPS = 4  # candidates tried beyond the proof while no other placement has been met
 SHORTLIST = 64  # candidates bounded by predicted kernels before anything is simulated
+THIN_CELLS = 4_000_000  # query blocks of all candidates from which the first bound looks at one of each
 Mask = npt.NDArray[np.bool_]
 
 
@@ -85,12 +85,6 @@ class Race:
     def num_simulated(self) -> int:
         return len(self.simulated) + len(self.late)
 
-    @property
-    def spent(self) -> int:
-        """Simulations that count against a limit: four that end in a refusal (memory, SLO) as one."""
-        refused = len(self.refused.keys() & self.simulated.keys())
-        return self.num_simulated - refused + refused // 4
-
     def search(self) -> Search:
         simulated = self.num_simulated
         lowered = simulated + len(self.refused.keys() - self.simulated.keys())
@@ -135,7 +129,6 @@ def race(
     table = beside_cache(table if rows is None else table[rows], cache)
     if not len(table):
         raise InfeasibleError(f"{problem.name}: no candidate can prefill into the cache of {cache and cache.name}")
-    table = fitting(question, table)
     found = _bounded(problem, question, table, cache, beside)
     extra = 0
     for row in _promising(found, _slo_s(problem, question)):
@@ -144,7 +137,7 @@ def race(
             if second is not None or extra == RUNNER_UPS:
                 break
             extra += 1
-        if limit is not None and found.spent >= limit and np.isfinite(best):
+        if limit is not None and found.num_simulated >= limit and np.isfinite(best):
             found.gap = max(0.0, 1.0 - float(found.scores[row]) / best)
             break
         _try(problem, found, row, beside, np.inf if second is None else second.score)
@@ -173,18 +166,25 @@ def _slo_s(problem: Problem, question: Question) -> float | None:
 def _bounded(
     problem: Problem, question: Question, table: Table, cache: Placement | None, beside: tuple[Program, ...]
 ) -> Race:
-    """Roofline bounds for all; predicted ones for those that a first simulated candidate does not already beat."""
+    """Roofline bounds for all (of very many: thin ones); tighter ones for those that a first simulated candidate does
+    not already beat."""
     parts = None if cache is None else parts_of(cache)
-    factor = score_factor(problem, question, table)
-    bounds = step_bound(question, table, problem.rates.as_roofline(), parts=parts)
+    factor, floor = score_factor(problem, question, table), problem.rates.as_roofline()
+    bounds = np.zeros(len(table))
+
+    def raise_to(rows: Numbers, rates: Rates) -> None:
+        bounds[rows] = np.maximum(bounds[rows], chunked_bound(question, table[rows], rates, parts=parts))
+
+    many = int(num_cells(table, floor).sum()) > THIN_CELLS
+    raise_to(np.arange(len(table)), floor.as_thin() if many else floor)
     first = np.argsort(bounds * factor, kind="stable")[:SHORTLIST]
-    bounds[first] = np.maximum(bounds[first], step_bound(question, table[first], problem.rates, parts=parts))
+    raise_to(first, problem.rates)
     best = int(first[np.argmin((bounds * factor)[first])])
     found = Race(question, table, bounds, bounds * factor, cache)
     _try(problem, found, best, beside, np.inf)
-    near = np.setdiff1d(np.flatnonzero(bounds * factor <= found.best_score), first)
-    if len(near):
-        bounds[near] = np.maximum(bounds[near], step_bound(question, table[near], problem.rates, parts=parts))
+    for rates in (floor, problem.rates) if many else (problem.rates,):
+        near = np.flatnonzero(bounds * factor <= found.best_score)
+        raise_to(np.setdiff1d(near, first), rates)
     return Race(question, table, bounds, bounds * factor, cache, known=found.simulated)
 
 
@@ -208,9 +208,8 @@ def _try(problem: Problem, found: Race, row: int, beside: tuple[Program, ...], w
         found.late[row] = deadline_s
         return
     found.simulated[row] = evaluated
-    step_s = step_interval(problem, evaluated).p95 if problem.limits.slo_quantile == "p95" else evaluated.step_s
-    if slo_s is not None and step_s > slo_s:
-        found.refused[row] = f"{step_s:.4g} s ({problem.limits.slo_quantile}) misses the SLO of {slo_s:.4g} s"
+    if slo_s is not None and evaluated.step_s > slo_s:
+        found.refused[row] = f"{evaluated.step_s:.4g} s misses the SLO of {slo_s:.4g} s"
         return
     short = lacking(memory_of(problem, [evaluated.program, *beside]))
     if short is not None:

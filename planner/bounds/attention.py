@@ -18,24 +18,29 @@ from simulator.model import Layer
 
 @dataclass(frozen=True)
 class Cells:
-    """Candidates × query blocks: ``row`` is the candidate, ``block`` its query block; ``first`` where a row begins."""
+    """Candidates × query blocks: ``row`` is the candidate, ``block`` its query block; ``first`` where a row begins.
+    ``whole`` False: one block of each stands for all, so the least over them is not known (0)."""
 
     row: Numbers
     block: Numbers
     first: Numbers
+    whole: bool = True
 
     def most(self, values: Array) -> Array:
         return np.asarray(np.maximum.reduceat(values, self.first))
 
     def least(self, values: Array) -> Array:
-        return np.asarray(np.minimum.reduceat(values, self.first))
+        return np.asarray(np.minimum.reduceat(values, self.first) if self.whole else np.zeros(len(self.first)))
 
     def total(self, values: Array) -> Array:
         return np.asarray(np.add.reduceat(values, self.first))
 
 
-def cells_of(queries: Numbers) -> Cells:
-    """One cell a query block."""
+def cells_of(queries: Numbers, *, thin: bool = False) -> Cells:
+    """One cell a query block; ``thin``: only each candidate's last."""
+    if thin:
+        every = np.arange(len(queries))
+        return Cells(every, queries - 1, every, whole=False)
     first = np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(queries)[:-1])).astype(np.int64)
     row = np.repeat(np.arange(len(queries)), queries)
     return Cells(row, np.arange(len(row)) - first[row], first)

@@ -134,7 +134,7 @@ def pool_chain(
     busy = (pool.queries > 0) & (pool.seconds > 0)
     egress_s, away_s = _away_chain(question, table, rates, network, pool, busy)
     chain = np.maximum(cells.most(np.where(busy, there, 0.0)), away_s)
-    own = np.where(joined, (pool.seconds + copies.pool)[cells.first], 0.0)
+    own = np.where(joined & cells.whole, (pool.seconds + copies.pool)[cells.first], 0.0)
     return PoolTimes(
         np.maximum(chain, own),
         cells.total(copies.sliced) + own,
@@ -156,7 +156,7 @@ def _away_chain(
     direct = table["multicast"][cells.row] == 0
     sent = pool.away * pool.queries * fewest + np.where(direct, pool.keyed * pool.keys * 2 * covered, 0.0)
     egress_s = cells.total(sent * element) / network.base_bytes_per_s
-    narrow = np.minimum(fewest, question.model.num_attention_heads // table["tensor"][cells.row].astype(np.int64))
+    narrow = _narrow(question, table, cells)
     back = network.latency_s + pool.queries * narrow * element / network.nic_bytes_per_s
     sums = network.latency_s + pool.queries * narrow * LSE_BYTES / network.nic_bytes_per_s
     copies = pool.copies
@@ -169,7 +169,7 @@ def _away_chain(
 
 
 def _pool_of(question: Question, table: Table, rates: Rates, network: Network, dealt: Dealt, layer: Layer) -> _Pool:
-    cells = cells_of(table["queries"].astype(np.int64))
+    cells = cells_of(table["queries"].astype(np.int64), thin=rates.thin)
     split, streamed = table["keys"][cells.row] > 1, table["streams"][cells.row] > 1
     if question.phase == "prefill":
         work = prefill_cells(question, table, cells, layer, rates, dealt)
@@ -182,6 +182,12 @@ def _pool_of(question: Question, table: Table, rates: Rates, network: Network, d
     least = np.where(_even(question, table)[cells.row], least, 0.0)
     begin, away, keyed = _remote_ranks(table, network, cells)
     return _Pool(cells, seconds, least, queries, keys, copies, begin, away, keyed, last)
+
+
+def _narrow(question: Question, table: Table, cells: Cells) -> Numbers:
+    """Heads of the smallest part of an output that goes to one base rank."""
+    groups = np.maximum(table["heads"], table["tensor"]).astype(np.int64)
+    return np.asarray((question.model.num_attention_heads // groups)[cells.row])
 
 
 def _even(question: Question, table: Table) -> npt.NDArray[np.bool_]:

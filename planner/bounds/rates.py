@@ -31,18 +31,24 @@ Numbers = npt.NDArray[np.int64]
 @dataclass(frozen=True)
 class Rates:
     """Prices on a cluster. ``cluster`` is as measured (``simulator.costs.pricing``). ``roofline``: kernels at the floor
-    under every prediction (FLOPs and bytes at peak) instead of the prediction itself: lower, and fifty times faster."""
+    under every prediction (FLOPs and bytes at peak) instead of the prediction itself: lower, and fifty times faster.
+    ``thin``: of a pool's query blocks only the last is looked at: lower again, and no larger for a thousand."""
 
     cluster: Cluster
     profiles: Mapping[str, Profile]
     dtype: str
     topology: Topology
     roofline: bool = False
+    thin: bool = False
     collectives: dict[Call, float] = field(default_factory=dict, compare=False, repr=False)
 
     def as_roofline(self) -> Rates:
         """The same with ``roofline`` set."""
         return replace(self, roofline=True)
+
+    def as_thin(self) -> Rates:
+        """The same with ``roofline`` and ``thin`` set."""
+        return replace(self, roofline=True, thin=True)
 
     @property
     def size(self) -> int:
