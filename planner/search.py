@@ -20,9 +20,10 @@ import numpy.typing as npt
 from planner.bounds.bound import ROUNDING, chunked_bound, num_cells
 from planner.bounds.rates import Array, Numbers, Rates
 from planner.cache_fit import beside_cache
-from planner.evaluate import Evaluated, evaluate_until, lacking, memory_of
+from planner.evaluate import Evaluated, evaluate_until, lacking, memory_of, step_interval
 from planner.problem import Problem
 from planner.space import Question, Scheme, Table, enumerate_space, num_gpus, placement_of
+from planner.weights_fit import fitting
 from simulator.allocation import Search
 from simulator.errors import InfeasibleError
 from simulator.placement import Placement
@@ -85,6 +86,12 @@ class Race:
     def num_simulated(self) -> int:
         return len(self.simulated) + len(self.late)
 
+    @property
+    def spent(self) -> int:
+        """Simulations that count against a limit: four that end in a refusal (memory, SLO) as one."""
+        refused = len(self.refused.keys() & self.simulated.keys())
+        return self.num_simulated - refused + refused // 4
+
     def search(self) -> Search:
         simulated = self.num_simulated
         lowered = simulated + len(self.refused.keys() - self.simulated.keys())
@@ -129,6 +136,7 @@ def race(
     table = beside_cache(table if rows is None else table[rows], cache)
     if not len(table):
         raise InfeasibleError(f"{problem.name}: no candidate can prefill into the cache of {cache and cache.name}")
+    table = fitting(question, table)
     found = _bounded(problem, question, table, cache, beside)
     extra = 0
     for row in _promising(found, _slo_s(problem, question)):
@@ -137,7 +145,7 @@ def race(
             if second is not None or extra == RUNNER_UPS:
                 break
             extra += 1
-        if limit is not None and found.num_simulated >= limit and np.isfinite(best):
+        if limit is not None and found.spent >= limit and np.isfinite(best):
             found.gap = max(0.0, 1.0 - float(found.scores[row]) / best)
             break
         _try(problem, found, row, beside, np.inf if second is None else second.score)
@@ -208,8 +216,9 @@ def _try(problem: Problem, found: Race, row: int, beside: tuple[Program, ...], w
         found.late[row] = deadline_s
         return
     found.simulated[row] = evaluated
-    if slo_s is not None and evaluated.step_s > slo_s:
-        found.refused[row] = f"{evaluated.step_s:.4g} s misses the SLO of {slo_s:.4g} s"
+    step_s = step_interval(problem, evaluated).p95 if problem.limits.slo_quantile == "p95" else evaluated.step_s
+    if slo_s is not None and step_s > slo_s:
+        found.refused[row] = f"{step_s:.4g} s ({problem.limits.slo_quantile}) misses the SLO of {slo_s:.4g} s"
         return
     short = lacking(memory_of(problem, [evaluated.program, *beside]))
     if short is not None:
