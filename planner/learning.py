@@ -37,7 +37,7 @@ FACTORS = (0.35, 0.5, 0.7, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
 CAPACITY_FACTORS = (0.7, 0.8, 0.9, 1.1)
 PENALTY = 0.005  # of mean |log error| a factor must win for every factor e it departs from 1
 LEAST_GAIN = 0.02  # of the left-out error, relative: less is noise, and nothing is learned
-MOST_RUNS = 40  # simulated for every factor
+MOST_RUNS = 24  # simulated for every factor
 LINE_ROWS = 30  # fewer observations, or less than a factor 4 of spread: a constant
 LINE_SPREAD_LOG = float(np.log(4.0))
 FEWEST_STEPS = 8  # below, whole steps' percentiles mean nothing
@@ -107,7 +107,7 @@ def left_out_error(teaching: Teach, profile: Profile, cluster: Cluster, lessons:
     lengths = sorted({one.length for one in lessons})
     total = 0.0
     for length in lengths:
-        left_out = [one for one in lessons if one.length == length]
+        left_out = thinned([one for one in lessons if one.length == length])
         others = [one for one in lessons if one.length[1] != length[1]] or lessons
         total += float(np.abs(log_errors(teaching(profile, cluster, others), cluster, left_out)).mean())
     return total / len(lengths)
@@ -117,6 +117,11 @@ def log_errors(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) ->
     """log(measured / predicted) of every lesson's step."""
     profiles = {profile.gpu.name: profile}
     return np.array([np.log(one.measured_s / simulate(one.program, cluster, profiles).duration_s) for one in lessons])
+
+
+def thinned(lessons: Sequence[Lesson]) -> Sequence[Lesson]:
+    """At most ``MOST_RUNS`` of them, evenly."""
+    return lessons[:: max(1, -(-len(lessons) // MOST_RUNS))]
 
 
 def as_it_is(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
@@ -136,7 +141,7 @@ def with_transfers(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]
     """Factors on what transfers and shared cores cost so that the steps come out: one after the other, twice."""
     if profile.send_recv is None and profile.host is None:
         return profile
-    chosen = lessons[:: max(1, -(-len(lessons) // MOST_RUNS))]
+    chosen = thinned(lessons)
     for _ in range(2):
         for scale, factors in SCALES:
             profile = _best_scaled(profile, scale, factors, cluster, chosen)

@@ -20,7 +20,8 @@ from simulator.host import Host
 from simulator.kernel import ComputeKernel
 from simulator.profile import Profile, SendRecv, load_profile
 
-KERNEL_BUDGET_S = 30.0
+KERNEL_BUDGET_S = 30.0  # of a cell's plans, at most
+ALONE_BUDGET_S = 20.0
 LOADED_S = 1.0
 
 
@@ -39,7 +40,7 @@ def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
             hints |= kernels
         missing = sorted(hints - {row.kernel for row in in_steps}, key=repr)
         kernels_alone = cpu_kernels("fp32", missing)
-        seconds = world.run(time_kernels, kernels_alone, "fp32", KERNEL_BUDGET_S)[0]
+        seconds = world.run(time_kernels, kernels_alone, "fp32", ALONE_BUDGET_S)[0]
     alone = tuple(TimedRow(kernel, s, SOURCE) for kernel, s in zip(kernels_alone, seconds, strict=False))
     print(f"{len(in_steps)} kernels timed in steps, {len(alone)} alone ({len(missing)} of them of the plans)")
     rows_kept = preferred(tuple(in_steps), alone)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from benchmarks.campaign.candidates import Candidate, candidates
 from benchmarks.campaign.models import MODELS
 from benchmarks.campaign.places import PLACES
 from benchmarks.campaign.race import Race
+from planner.prediction import predict_step
+from simulator.cluster import Cluster
+from simulator.profile import Profile
 from simulator.workload import Phase
 
 PREFILL_TOKENS, PREFILL_BATCH = (64, 128, 256, 512), 2
@@ -50,13 +53,23 @@ class Cell:
         return Race(MODELS[self.model], self.phase, self.tokens, batch, self.nodes, placements)
 
 
-def all_cells(places: Sequence[str], models: Sequence[str], phases: Sequence[Phase]) -> Iterator[Cell]:
+def all_cells(places: Iterable[str], models: Iterable[str], phases: Iterable[Phase]) -> Iterator[Cell]:
     """Place by place, as each needs a world of its own."""
+    models, phases = list(models), list(phases)
     for place in places:
         for model in models:
             for phase in phases:
                 for tokens in PREFILL_TOKENS if phase == "prefill" else DECODE_TOKENS:
                     yield Cell(place, model, phase, tokens)
+
+
+def predictions(cell: Cell, cluster: Cluster, profile: Profile) -> dict[str, list[float]]:
+    """Candidate → [predicted, p05, p95] seconds."""
+    race, found = cell.race(), {}
+    for candidate in cell.candidates:
+        step = predict_step(race.program(candidate.placement), cluster, {profile.gpu.name: profile})
+        found[candidate.name] = [step.duration_s, step.p05_s, step.p95_s]
+    return found
 
 
 def append(path: Path, line: dict[str, Any]) -> None:
