@@ -15,6 +15,7 @@ from pathlib import Path
 
 EXACTNESS = ("exact", "drops-possible", "model-changing")
 OBJECTIVES = ("ttft", "tpot", "tps", "tps_per_gpu", "cost")
+MOST = 10**9
 Handler = Callable[[argparse.Namespace], int]
 
 
@@ -58,6 +59,29 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
+def above_zero(text: str) -> float:
+    """A finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, got {text!r}")
+    return value
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 to a thousand million."""
+    if count(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text!r}")
+    return int(text)
+
+
+def count(text: str) -> int:
+    """A whole number from 0 to a thousand million."""
+    value = int(text)
+    if not 0 <= value <= MOST:
+        raise argparse.ArgumentTypeError(f"must be from 0 to {MOST}, got {text!r}")
+    return value
+
+
 Commands = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -77,10 +101,10 @@ def scenario_options(command: argparse.ArgumentParser) -> None:
     for name in ("model", "cluster", "workload", "profile"):
         command.add_argument(f"--{name}", metavar=name.upper(), help="preset or path")
     command.add_argument("--objective", choices=OBJECTIVES)
-    command.add_argument("--max-gpus", type=int, metavar="N", help="use at most N GPUs")
-    command.add_argument("--base-gpus", type=int, metavar="N", help="feed-forward group of FA Pool")
-    command.add_argument("--ttft-slo", type=float, metavar="SECONDS", help="limit on the time to first token")
-    command.add_argument("--tpot-slo", type=float, metavar="SECONDS", help="limit on the time an output token")
+    command.add_argument("--max-gpus", type=positive, metavar="N", help="use at most N GPUs")
+    command.add_argument("--base-gpus", type=positive, metavar="N", help="feed-forward group of FA Pool")
+    command.add_argument("--ttft-slo", type=above_zero, metavar="SECONDS", help="limit on the time to first token")
+    command.add_argument("--tpot-slo", type=above_zero, metavar="SECONDS", help="limit on the time an output token")
 
 
 def _add_planning(commands: Commands) -> None:  # type: ignore[valid-type]
@@ -98,9 +122,9 @@ def _add_planning(commands: Commands) -> None:  # type: ignore[valid-type]
     _json(make)
     compare = _command(commands, "compare", "compare:compare", "all schemes side by side on one workload")
     scenario_options(compare)
-    compare.add_argument("--seed", type=int, default=0)
-    compare.add_argument("--per-category", type=int, default=1000, metavar="N", help="sequences a length category")
-    compare.add_argument("--requests-per-s", type=float, metavar="RATE", help="offered load of every scheme")
+    compare.add_argument("--seed", type=count, default=0)
+    compare.add_argument("--per-category", type=positive, default=1000, metavar="N", help="sequences a length category")
+    compare.add_argument("--requests-per-s", type=above_zero, metavar="RATE", help="offered load of every scheme")
     _json(compare)
 
 
@@ -118,14 +142,14 @@ def _add_allocation(commands: Commands) -> None:  # type: ignore[valid-type]
     _json(simulate)
     run = _command(commands, "run", "run:run", "run the plan: prefill, then decode, checked against the reference")
     run.add_argument("allocation", type=Path)
-    run.add_argument("--tokens", type=int, metavar="N", help="prompt length (default: the first bucket's)")
+    run.add_argument("--tokens", type=positive, metavar="N", help="prompt length (default: the first bucket's)")
     run.add_argument(
         "--candidate", choices=("chosen", "pool", "rule"), default="chosen", help="the plan, its best pool, or the rule"
     )
     run.add_argument("--on", choices=("auto", "cpu", "emulated", "cuda", "replay"), default="auto")
-    run.add_argument("--repeats", type=int, default=3, metavar="N")
-    run.add_argument("--decode-tokens", type=int, default=32, metavar="N")
-    run.add_argument("--time-limit", type=float, default=300.0, metavar="SECONDS")
+    run.add_argument("--repeats", type=positive, default=3, metavar="N")
+    run.add_argument("--decode-tokens", type=count, default=32, metavar="N")
+    run.add_argument("--time-limit", type=above_zero, default=300.0, metavar="SECONDS")
     _run_options(run)
     run.add_argument("-o", "--output", type=Path, default=Path("measurement.json"), metavar="FILE")
     _json(run)
@@ -142,7 +166,7 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--temperature", type=float, default=0.0, help="sample at this temperature (default 0: greedy)")
     run.add_argument("--top-k", type=int, default=0, metavar="N", help="sample among the N likeliest (0: all)")
     run.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample among the likeliest that reach P")
-    run.add_argument("--seed", type=int, default=0, help="of sampled tokens and drawn batches")
+    run.add_argument("--seed", type=count, default=0, help="of sampled tokens and drawn batches")
     run.add_argument("--backend", metavar="NAME", help="attention backend, e.g. triton (default: the first that works)")
     run.add_argument("--graphs", action="store_true", help="replay decode steps as CUDA graphs, where there is a GPU")
     run.add_argument(
@@ -155,13 +179,13 @@ def _run_options(run: argparse.ArgumentParser) -> None:
 def _entry_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("allocation", type=Path)
     command.add_argument("--phase", choices=("prefill", "decode"), default="prefill")
-    command.add_argument("--tokens", type=int, metavar="N", help="prompt length (default: the first bucket's)")
+    command.add_argument("--tokens", type=positive, metavar="N", help="prompt length (default: the first bucket's)")
 
 
 def _add_calibration(commands: Commands) -> None:  # type: ignore[valid-type]
     calibrate = _command(commands, "calibrate", "calibrate:calibrate", "measure this machine, or import measurements")
     calibrate.add_argument("--device", choices=("cpu", "cuda"), default=None)
-    calibrate.add_argument("--budget", type=float, default=None, metavar="SECONDS")
+    calibrate.add_argument("--budget", type=above_zero, default=None, metavar="SECONDS")
     calibrate.add_argument("--plan", type=Path, metavar="ALLOCATION", help="time this plan's kernels first")
     calibrate.add_argument("--like", metavar="PROFILE", help="correct this profile of the same generation")
     calibrate.add_argument("-o", "--output", type=Path, default=Path("profile.json"), metavar="FILE")
@@ -200,10 +224,16 @@ def _add_rest(commands: Commands) -> None:  # type: ignore[valid-type]
     cluster.add_argument("source", choices=("topo",))
     cluster.add_argument("file", type=Path)
     cluster.add_argument("--gpu", required=True, help="GPU type, e.g. A100-SXM4-80GB")
-    cluster.add_argument("--nodes", type=int, default=1)
-    cluster.add_argument("--nic-gbit-s", type=float, default=None, help="rate of one NIC; the tool does not print it")
-    cluster.add_argument("--nics-per-node", type=int, default=None, help="where the matrix lists none, or too many")
-    cluster.add_argument("--pcie-gbyte-s", type=float, default=None, help="rate between GPUs without NVLink, each way")
+    cluster.add_argument("--nodes", type=positive, default=1)
+    cluster.add_argument(
+        "--nic-gbit-s", type=above_zero, default=None, help="rate of one NIC; the tool does not print it"
+    )
+    cluster.add_argument(
+        "--nics-per-node", type=positive, default=None, help="where the matrix lists none, or too many"
+    )
+    cluster.add_argument(
+        "--pcie-gbyte-s", type=above_zero, default=None, help="rate between GPUs without NVLink, each way"
+    )
     cluster.add_argument("-o", "--output", type=Path, default=Path("cluster.yaml"), metavar="FILE")
     doctor = _command(commands, "doctor", "doctor:doctor", "what this machine has and what attnplan can do on it")
     _json(doctor)

@@ -219,7 +219,7 @@ ROWS = (
     ),
     Row(
         "disk full",
-        "make, run, calibrate, predict and import exit 2 with one line, the old file intact, nothing left behind",
+        "make, predict and calibrate import exit 2 with one line, the old file intact, nothing left behind",
         (
             *_of("reliability/test_killed_writers", "test_a_full_disk_is_one_line_exit_2_and_the_old_file",
                  "test_a_full_file_system_keeps_the_old_file"),

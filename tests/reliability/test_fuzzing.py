@@ -12,6 +12,7 @@ import pytest
 
 from calibration.importers import nccl_tests
 from calibration.importing import imported_profile
+from planner.cli import main
 from planner.ops_csv import read_operations
 from simulator import presets
 from simulator.allocation import Allocation
@@ -91,3 +92,26 @@ def test_a_hostile_file_name_is_refused_by_every_reader(reader: str, name: str) 
     with pytest.raises(SpecError) as caught:
         READERS[reader](name)
     assert str(caught.value).isprintable()
+
+
+OPTIONS = (
+    *("make fa-pool --ttft-slo -1", "make fa-pool --tpot-slo nan", "make fa-pool --ttft-slo inf", "make --max-gpus 0"),
+    *("make --max-gpus 99999999999999999999", "compare fa-pool --per-category 0", "compare fa-pool --seed -1"),
+    *(
+        "run a.json --decode-tokens -1",
+        "run a.json --repeats -1",
+        "run a.json --time-limit nan",
+        "run a.json --tokens 0",
+    ),
+    *("simulate a.json --tokens 99999999999999", "calibrate --budget nan", "calibrate --budget -1"),
+    *("cluster import topo t.txt --gpu x --nodes -1", "cluster import topo t.txt --gpu x --nic-gbit-s nan"),
+)
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_an_option_out_of_range_is_refused_by_name(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(command.split())
+    assert caught.value.code == 2
+    option = next(word for word in command.split() if word.startswith("--") and word != "--gpu")
+    assert f"argument {option}: must be" in capsys.readouterr().err

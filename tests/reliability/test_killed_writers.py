@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from simulator.formats.files import to_json, write_atomically
-from tests.reliability.scale import ROOT, of, record
+from tests.reliability.scale import ROOT, record
 from tests.test_verify import problem
 
 SIZES = (10_000, 200_000)
@@ -108,13 +108,9 @@ COMMANDS = {
     "predict": "predict a100-sxm4-80gb ops.csv -o out.json",
     "import": "calibrate import nccl-tests run.log -o out.json",
 }
-FULL_COMMANDS = {
-    "calibrate": "calibrate --device cpu --budget 12 -o out.json",
-    "run": "run allocation.json --on cpu --tokens 32 --decode-tokens 1 --repeats 1 -o out.json",
-}
 
 
-@pytest.mark.parametrize("name", [*COMMANDS, *(FULL_COMMANDS if of(0, 1) else ())])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_is_one_line_exit_2_and_the_old_file(name: str, small_question: Path) -> None:
     """RLIMIT_FSIZE stands for the disk: the write fails half-way, with the temporary file begun."""
     from tests.reliability.parsers import FACTS, LOG
@@ -123,10 +119,8 @@ def test_a_full_disk_is_one_line_exit_2_and_the_old_file(name: str, small_questi
     out.write_text("old")
     (small_question / "run.log").write_text(LOG)
     (small_question / "run.yaml").write_text(FACTS)
-    if name == "run":
-        planned(small_question)
     before = sorted(entry.name for entry in small_question.iterdir())
-    command = [sys.executable, "-m", "planner.cli", *({**COMMANDS, **FULL_COMMANDS}[name].split())]
+    command = [sys.executable, "-m", "planner.cli", *(COMMANDS[name].split())]
     done = subprocess.run(
         command, cwd=small_question, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
         timeout=300, preexec_fn=lambda: limited(1000), check=False,
@@ -137,14 +131,6 @@ def test_a_full_disk_is_one_line_exit_2_and_the_old_file(name: str, small_questi
     assert out.read_text() == "old"
     assert sorted(entry.name for entry in small_question.iterdir()) == before
     record("disk full", command=name, exit=done.returncode)
-
-
-def planned(folder: Path) -> None:
-    command = "make local --max-gpus 2 -o allocation.json"
-    subprocess.run(
-        [sys.executable, "-m", "planner.cli", *command.split()], cwd=folder, check=True, capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
 
 
 ON_TMPFS = """
