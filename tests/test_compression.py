@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -26,12 +25,6 @@ from tests.schemes import context_parallel, pooled, tiny_model
 
 KINDS: tuple[Packing, ...] = ("int8", "topk")
 MODEL = tiny_model()
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Supervisor]:
-    with Supervisor(4, timeout_s=60.0) as supervisor:
-        yield supervisor
 
 
 @pytest.mark.parametrize("packing", KINDS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from executor.supervisor import Supervisor
@@ -11,12 +9,6 @@ from simulator.model import Experts, Model
 from simulator.placement import AttentionGrid, Placement
 from tests.executor_world import assert_like_reference, generation_of, logits_error, replayed, run_on
 from tests.schemes import context_parallel, joined, pooled, separated, static, tiny_model
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Supervisor]:
-    with Supervisor(4, timeout_s=60.0) as supervisor:
-        yield supervisor
 
 
 def placements(model: Model) -> list[Placement]:

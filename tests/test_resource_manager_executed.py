@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from executor.reference import Reference
@@ -35,12 +33,6 @@ BATCHES = [
     Batch((50,), 1),
 ]
 POOLS = [(0, 0), (2, 2), (2, 2), (1, 0), (0, 0), (2, 2)]
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Supervisor]:
-    with Supervisor(4, timeout_s=60.0) as supervisor:
-        yield supervisor
 
 
 def manager(rules: PoolRules | None = None) -> ResourceManager:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -25,12 +23,6 @@ from tests.schemes import context_parallel, tiny_model
 
 NODES = (0,) * 4 + (1,) * 4
 RAGGED = Step("prefill", (Sequences(2, 0, 37), Sequences(1, 0, 64), Sequences(1, 0, 5)))
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Supervisor]:
-    with Supervisor(4, timeout_s=60.0) as supervisor:
-        yield supervisor
 
 
 def ring(model: Model, tensor: int, replicas: int, **options: object) -> Placement:

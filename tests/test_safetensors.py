@@ -15,13 +15,15 @@ from executor.mailboxes import MailboxTransport, Post, Turns
 from executor.reference import Reference
 from executor.replay import NoProgress
 from executor.safetensors_source import INDEX, SafetensorsSource
+from executor.sampling import Sampling, chooser
 from executor.session import Generation, Session, prompts_of
+from executor.supervisor import Supervisor
 from simulator.errors import SpecError
 from simulator.formats import hf_config
 from simulator.model import Model
 from simulator.placement import AttentionGrid
 from simulator.weight_names import Naming, file_shapes
-from tests.executor_world import generation_of, replayed
+from tests.executor_world import generation_of, replayed, run_on
 from tests.schemes import context_parallel, pooled, static
 
 BASE: dict[str, Any] = {
@@ -186,3 +188,12 @@ def test_context_parallel_ranks_share_a_directory(tmp_path: Path) -> None:
     generation = replace(generation_of(model, context_parallel(model, 2, 2)), weights=str(tmp_path))
     want = Reference(model, source=SafetensorsSource(tmp_path, model)).generate(prompts_of(generation), 4)
     assert [list(row) for row in replayed(generation).measurement.generated] == want
+
+
+def test_processes_load_a_directory_and_draw_the_references_tokens(world: Supervisor, tmp_path: Path) -> None:
+    model = write(tmp_path, "mixtral")
+    drawn = Sampling(temperature=0.9, top_k=30, seed=5)
+    generation = replace(generation_of(model, static(model, 4)), weights=str(tmp_path), sampling=drawn)
+    reference = Reference(model, source=SafetensorsSource(tmp_path, model))
+    want = reference.generate(prompts_of(generation), len(generation.programs), choose=chooser(drawn))
+    assert [list(row) for row in run_on(world, generation).measurement.generated] == want

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -33,12 +32,6 @@ EXACT: tuple[DimMode, ...] = ("gather_qk", "all_to_all", "score_sum")
 MODES: tuple[DimMode, ...] = ("per_slice", *EXACT)
 RAGGED = Step("prefill", (Sequences(2, 0, 37), Sequences(1, 0, 64), Sequences(1, 0, 5)))
 NODES = (0,) * 16
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Supervisor]:
-    with Supervisor(4, timeout_s=60.0) as supervisor:
-        yield supervisor
 
 
 def documents_model() -> Model:
