@@ -1,5 +1,5 @@
 """Operations per second of the engine, for growing programs. Run: python -m benchmarks.engine_speed [--json]
-[--figure benchmarks/results/engine_speed.svg]
+[--figure benchmarks/results/engine_speed.svg] [--output benchmarks/results/engine_speed.json]
 
 The program: tensor parallel 8 (NVLink) × pipeline 8 (one NIC a GPU) × replicas, 8 micro-batches through 80 layers,
 12 operations a layer, of which 2 all-reduces; 1,024 GPUs are 16 replicas and 0.98 M operations. Durations are given,
@@ -19,6 +19,7 @@ from pathlib import Path
 
 from simulator import presets
 from simulator.cluster import Cluster, Gpu, Nics, Node, NodeLink
+from simulator.formats.files import write_atomically
 from simulator.lowering import lower
 from simulator.placement import AttentionGrid, Placement, Stage
 from simulator.program import Add, Collective, Operation, Program, Recv, Send
@@ -174,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
     parser.add_argument("--figure", type=Path, help="write an SVG there")
+    parser.add_argument("--output", type=Path, help="write JSON there")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="64 GPUs each")
     options = parser.parse_args()
     rows = [measure("documents' FA Pool step", *documents_step())]
@@ -185,6 +187,8 @@ def main() -> None:
         options.figure.write_text(figure(rows[1:]))
     about = {"python": platform.python_version(), "cores": os.cpu_count(), "machine": platform.machine()}
     result = {"environment": about, "tag": "measured", "rows": rows}
+    if options.output:
+        write_atomically(options.output, json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2) if options.json else "\n".join(str(row) for row in rows))
 
 
