@@ -19,8 +19,10 @@ from typing import Any
 
 from tests.app_browser import browser, missing, open_page, served
 
-PAGES = ("", "whatif?phase=decode", "compare", "timeline?pool=8", "topology?pool=16", "validate", "documents")
+PAGES = ("", "whatif?phase=decode", "compare", "timeline?pool=8", "topology?pool=24", "validate", "documents")
 SIZES = ((1440, 900), (390, 844))
+LONGEST = 3200
+LONG = "Math.max(...[...document.querySelectorAll('section, [data-testid=stMain]')].map(one => one.scrollHeight))"
 PRESSES = 60
 WATCH = """
 () => { const map = () => document.querySelector('.ap-map')?.innerHTML ?? ''; let before = map(); window.redrawn = [];
@@ -80,14 +82,17 @@ def measure(address: str) -> dict[str, Any]:
 
 
 def screenshots(address: str, folder: Path) -> None:
-    """Every page at both sizes, as long as it is (at most 2600 px); one dark."""
+    """Every page at both sizes, light and dark, as long as it is."""
     folder.mkdir(parents=True, exist_ok=True)
     with browser() as found:
-        for scheme, pages in (("light", PAGES), ("dark", ("whatif?phase=decode",))):
+        for scheme in ("light", "dark"):
             for width, height in SIZES:
                 context = found.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-                for path in pages:
+                for path in PAGES:
                     page = open_page(context, f"{address}/{path}")
+                    long = page.evaluate(LONG)
+                    page.set_viewport_size({"width": width, "height": min(max(int(long), height), LONGEST)})
+                    page.wait_for_timeout(800)
                     name = (path.partition("?")[0] or "plan") + ("-dark" if scheme == "dark" else "")
                     page.screenshot(path=folder / f"{name}-{width}x{height}.png")
                     page.close()

@@ -148,7 +148,8 @@ def table(result: dict[str, Any]) -> str:
     parts = [
         "# attnplan beside its peers",
         f"`python -m benchmarks.peers`, {result['rounds']} interleaved rounds, {environment['cores']} cores, load "
-        f"{environment['load']:.1f} when it began. Times are medians; predictions are each tool's own.",
+        f"{environment['load']:.1f} when it began. Times are medians; predictions are each tool's own."
+        + (f" This table: {result['note']}." if "note" in result else ""),
         "## Predicted, milliseconds (TTFT / TPOT)",
         _predictions(result),
         "## Speed and size",
@@ -208,16 +209,16 @@ def _search(name: str, rows: dict[str, list[dict[str, Any]]]) -> str:
             lines.append((tool, "cannot", "", "", "", "", rows[tool][0]["error"][:90]))
             continue
         seconds, one = statistics.median(row["seconds"] for row in found), found[0]
-        cpu_s = statistics.median(row["cpu_s"] for row in found)
+        cpu_s = median(row.get("cpu_s") for row in found)
         plans = f"{one['plans']:,}" + (f" ({one['simulated']} simulated)" if "simulated" in one else "")
         lines.append(
             (
                 tool,
                 plans,
                 f"{seconds:.3g} s",
-                f"{cpu_s:.3g} s",
+                f"{cpu_s:.3g} s" if cpu_s else "",
                 f"{one['plans'] / seconds:.3g}",
-                f"{one['plans'] / cpu_s:.3g}",
+                f"{one['plans'] / cpu_s:.3g}" if cpu_s else "",
                 f"{one['best']} ({one['objective']})",
             )
         )

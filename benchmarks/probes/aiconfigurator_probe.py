@@ -25,6 +25,8 @@ logging.disable(logging.CRITICAL)
 
 def model_of(name: str) -> str:
     """A name, or a folder with the config.json that it ships."""
+    if name not in MODELS:
+        raise ValueError("it does not know this model")
     if not MODELS[name].endswith(".json"):
         return MODELS[name]
     folder = Path(tempfile.mkdtemp())
