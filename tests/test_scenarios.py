@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from planner.paper import scenarios
+from planner.paper.break_even import ESTIMATE_TOKENS, VARIANTS, break_even
 from planner.paper.scaling import POOLS
 from planner.paper.slices import decode_choice
 from planner.paper.speedup import ceiling, speed_up
@@ -37,6 +38,12 @@ def test_a_scenario_is_within_its_margin_or_says_why_not(scenario: str) -> None:
 
 def test_only_known_figures_lie_outside() -> None:
     assert {outcome.what for outcome in scenarios.outcomes() if not outcome.accepted} <= MAY_LIE_OUTSIDE
+
+
+def test_the_estimates_break_even_follows_from_what_it_leaves_out() -> None:
+    """Attention at TP 8's rate alone brings the simulated length within the margin (docs/s4.md)."""
+    ideal = next(variant for variant in VARIANTS if variant.ideal and variant.copies)
+    assert break_even(ideal) == pytest.approx(ESTIMATE_TOKENS, rel=0.15)
 
 
 def test_no_pool_reaches_the_ceiling_at_16k() -> None:

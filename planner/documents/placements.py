@@ -97,9 +97,14 @@ def fa_pool_as_written(model: Model, pool_gpus: int) -> Placement:
 
 def fa_pool(model: Model, pool_gpus: int, *, micro_batches: int = 1) -> Placement:
     """8 head groups × p/8 zigzag query blocks (even queries, even work); KV comes in pieces, behind attention."""
+    return fa_pool_grid(model, pool_gpus, Transfers(micro_batches=micro_batches))
+
+
+def fa_pool_grid(model: Model, pool_gpus: int, transfers: Transfers) -> Placement:
+    """8 head groups × p/8 query blocks, cut and sent as ``transfers`` say."""
     heads = even_split(model.num_attention_heads, BASE_GPUS)
     grid = AttentionGrid(heads=heads, query_blocks=pool_gpus // BASE_GPUS)
-    return _pool(model, f"fa-pool-{pool_gpus}", grid, Transfers(micro_batches=micro_batches))
+    return _pool(model, f"fa-pool-{pool_gpus}", grid, transfers)
 
 
 def fa_pool_decode(model: Model, pool_gpus: int, *, head_groups: int = BASE_GPUS, micro_batches: int = 1) -> Placement:

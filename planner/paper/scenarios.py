@@ -121,10 +121,9 @@ def _pool_reason(nics: int, length: int) -> str:
     return (
         f"At {length:,} tokens a layer's attention takes {1e3 * core_s(length):.2f} ms on TP 8 and "
         f"{1e3 * simulated:.2f} ms "
-        f"simulated in the pool, of which {1e3 * bare:.2f} ms are the bytes of Q, KV and O on the rails. The "
-        "rest is what "
-        "the estimate leaves out: copies that put pieces of KV and O together, log-sum-exp merges of pieces, attention "
-        "on the last piece, and message latency."
+        f"simulated in the pool, of which {1e3 * bare:.2f} ms are the bytes of Q, KV and O on the rails. The rest is "
+        "mostly the kernel's price for query blocks against pieces of keys, which no public table holds: at TP 8's "
+        "rate the length would be within the margin; then copies, merges and latency (docs/s4.md leaves out one at a time)."
     )
 
 
