@@ -40,7 +40,8 @@ EXCEPTIONS = """
 * Monotonicity: a learned GEMM time may dip where the measured kernel's tiles fill better; links are shared max-min
   fairly, so that a slower link can end a step of contending messages earlier by a little (counted above); a plan under
   a limit on simulations may be worse with more GPUs, an exact one not.
-* Conservation: projections of a KV head that several ranks hold, and the router, are computed by each of them.
+* Conservation: projections of a KV head that several ranks hold, and the router, are computed by each of them; a
+  two-level grid that gathers Q and K computes the scores once a slice.
 * Unpickling: worker processes forked by the planner get their results by Python's own pipes, and the ranks of one
   torchrun job gather their spans as objects. Both read only what this program wrote, and are listed with that reason in
   `tests/reliability/test_no_pickle.py`; a module not listed there fails. Supervisor and ranks speak JSON

@@ -70,13 +70,17 @@ def on_one_gpu(problem: Problem, question: Question) -> Program:
 
 
 def test_flops_keys_messages_and_bytes_are_conserved_whatever_the_placement() -> None:
-    """Attention's FLOPs are the single GPU's exactly. Projections may be repeated (a KV head that several ranks hold,
+    """Attention's FLOPs are the single GPU's exactly, but for two-level grids. Projections may be repeated (a KV head
+    that several ranks hold,
     a router in every rank) and are never fewer. What is sent is what is received, and what the links carry."""
     count = of(60, 600)
     for problem, question, found in candidates(count):
         name, program, alone = found.placement.name, found.program, on_one_gpu(problem, question)
         assert_well_formed(program)
-        assert attention_flops(program) == attention_flops(alone), name
+        if any(stage.grid.dim_slices > 1 for stage in found.placement.stages):
+            assert attention_flops(program) >= attention_flops(alone), name  # slices of a head may each repeat QKᵀ
+        else:
+            assert attention_flops(program) == attention_flops(alone), name
         assert gemm_flops(program) >= gemm_flops(alone), name
         assert stored_keys(program) >= stored_keys(alone), name  # every position of every head, at least once
         assert stored_keys(alone), name
