@@ -74,9 +74,9 @@ def page(rows: list[Row]) -> str:
         "# The documents' cases",
         "",
         "Made by `python -m benchmarks.documents_cases`; rows in `benchmarks/results/documents_cases.jsonl`. Four",
-        "layers of 32 heads × 128 on 5 × 8 A100, prefill batch 1, decode batch 32. Times are simulated [assumed: fabric",
-        "latencies]. × is the speed-up over the strategy named; *efficiency* is the speed-up over TP8 divided by the",
-        "ratio of GPUs.",
+        "layers of 32 heads × 128 on 5 × 8 A100, prefill batch 1, decode batch 32. Times are simulated [assumed: links",
+        "nobody measured]. × is the speed-up over the strategy named; *efficiency* is the speed-up over TP8 divided by",
+        "the ratio of GPUs.",
         "*gap*: how far the choice may be from the best (0: proved optimal for the simulator).",
     ]
     for phase in ("prefill", "decode"):
