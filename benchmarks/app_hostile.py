@@ -22,8 +22,12 @@ from tests.app_browser import browser, missing, served
 
 LIMIT_MS = 60_000
 VALUES = ("<script>alert(1)</script>", "' OR 1=1 --", "../../../etc/passwd", "NaN", "\u202e\u0000x", "9" * 2000)
+SMALL = "model=fa-pool&cluster=dgx-a100-2&workload=local&max_gpus=2&base_gpus=1"
+SMALL_PLAN = quote("fa-pool --cluster dgx-a100-2 --workload local --max-gpus 2 --base-gpus 1")
+"""What comes after planning is asked of a plan that takes seconds."""
 KEYS = (
-    "?scenario", "?max_gpus", "?entry", "whatif?phase", "whatif?nics", "whatif?tornado", "compare?a", "compare?phase",
+    "?scenario", "?max_gpus", f"?{SMALL}&entry", "whatif?phase", "whatif?nics", "whatif?scenario=two-level&tornado",
+    "compare?a", f"compare?a={SMALL_PLAN}&b=&phase",
     "timeline?scheme", "timeline?ranks", "topology?rank", "topology?model", "documents?verdict", "validate?allocation",
 )  # fmt: skip
 QUERIES = tuple(f"{key}={quote(VALUES[(turn + 2 * at) % 6])}" for turn in range(3) for at, key in enumerate(KEYS))[:40]
