@@ -94,10 +94,10 @@ def measure() -> dict[str, Any]:
             print(f"{number + 1} of {len(QUERIES)}: {queries[path[:120]] or 'a notice'}", file=sys.stderr, flush=True)
         uploads = {}
         for index, content in enumerate(UPLOADS):
-            path = folder / f"hostile-{index}.json"
-            path.write_bytes(content)
-            uploads[f"{content[:40]!r}"] = upload(context, address, path)
-            path.unlink()
+            file = folder / f"hostile-{index}.json"
+            file.write_bytes(content)
+            uploads[f"{content[:40]!r}"] = upload(context, address, file)
+            file.unlink()
         seconds = time.perf_counter() - begun
     bad = {name: one for name, one in {**queries, **uploads}.items() if one}
     return {"addresses": len(queries), "uploads": len(uploads), "failures": bad, "seconds": round(seconds, 1)}
