@@ -123,7 +123,8 @@ def _pool_reason(nics: int, length: int) -> str:
         f"{1e3 * simulated:.2f} ms "
         f"simulated in the pool, of which {1e3 * bare:.2f} ms are the bytes of Q, KV and O on the rails. The rest is "
         "mostly the kernel's price for query blocks against pieces of keys, which no public table holds: at TP 8's "
-        "rate the length would be within the margin; then copies, merges and latency (docs/s4.md leaves out one at a time)."
+        "rate the length would be within the margin; then copies, merges and latency (docs/s4.md leaves out one at a "
+        "time)."
     )
 
 
