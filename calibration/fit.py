@@ -55,6 +55,7 @@ FLASH3_VARIANTS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "attention_decode": {"flash_version": (3.0,), "max_splits": (32.0, 128.0)},
 }
 LOG_REACH = 3.5  # a coefficient may move by a factor e^3.5 = 33 from its start
+FEW_REACH = {"cta_power": 0.7, "launch_power": 0.7}  # exponents of a width that few rows hardly vary
 SHORT_REACH = {"wide_slowdown": 0.7}  # one odd row of a rare kernel must not carry this one off
 # Only the exposed share is bounded: an efficiency fitted above 1 says that a tile's fixed cost took the rest
 # over, and no prediction goes below the datasheet's bound anyway.
@@ -239,7 +240,8 @@ def _fit_variant(
         return np.concatenate([error, 0.02 * (theta - origin)])
 
     highest = [0.0 if name in AT_MOST_ONE else np.inf for name in names]
-    reach = np.array([SHORT_REACH.get(name, LOG_REACH) for name in names])
+    short = SHORT_REACH if len(log_seconds) >= FEW_ROWS else SHORT_REACH | FEW_REACH
+    reach = np.array([short.get(name, LOG_REACH) for name in names])
     bounds = (origin - reach, np.minimum(origin + reach, highest))
     solved = least_squares(misses, origin, loss="soft_l1", f_scale=0.1, bounds=bounds, max_nfev=60)
     if len(log_seconds) < FEW_ROWS:  # one odd row among few would bend the coefficients: it must count for little
