@@ -64,11 +64,10 @@ class World:
                 self.groups[part] = dist.new_group(list(part), backend=self.backend)
 
     def two_levels(self, operation: p.Collective) -> tuple[dist.ProcessGroup, dist.ProcessGroup] | None:
-        """This rank's group inside its node and across nodes, where the all-reduce is to be hierarchical: as the
-        program says, or for ``auto`` wherever its ranks allow (the simulator's choice there too). NCCL chooses itself.
-        """
+        """This rank's group inside its node and across nodes, where the program asks for a hierarchical all-reduce and
+        its ranks allow one. ``auto`` is the library's own way: gloo's ring; NCCL chooses itself."""
         levels = levels_of(operation.ranks, self.nodes)
-        flat = operation.kind != "all_reduce" or operation.algorithm not in ("auto", "hierarchical")
+        flat = operation.kind != "all_reduce" or operation.algorithm != "hierarchical"
         if flat or levels is None or self.backend != "gloo":
             return None
         inside, across = (

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from planner.all_reduce import with_algorithms
 from simulator import presets
 from simulator.allocation import Allocation, Choice, digest
 from simulator.cluster import Cluster
@@ -75,6 +76,7 @@ def programs(allocation: Allocation, found: Inputs, question: Question) -> tuple
     for number in range(question.decoded_tokens):
         context = Sequences(question.batch, question.tokens + number, 1, question.tokens)
         made.append(lower(found.model, Step("decode", (context,)), decode, nodes=nodes, dtype=allocation.dtype))
+    made = [with_algorithms(program, found.cluster, found.profiles) for program in made]
     return tuple(made if question.packing == "none" else [packed(program, question.packing) for program in made])
 
 

@@ -18,13 +18,17 @@ from executor.emulated_hosts import EmulatedHosts, check, namespace_of
 from executor.runner import run
 from executor.supervisor import Supervisor
 from executor.two_levels import levels_of
+from planner.all_reduce import with_algorithms
 from simulator.costs.collective_cost import Call, collective_cost
 from simulator.errors import ExecutionError, SpecError
 from simulator.fabric.topology import Topology
+from simulator.lowering import lower
 from simulator.placement import AttentionGrid
 from simulator.presets import cluster as preset
-from simulator.program import Linear
+from simulator.profile import Profile
+from simulator.program import Collective, Linear
 from simulator.units import MiB
+from simulator.workload import prefill_step
 from tests.emulated import emulated, needs_namespaces
 from tests.executor_world import assert_like_reference, generation_of, run_on
 from tests.schemes import context_parallel, pooled, static, tiny_model
@@ -123,6 +127,21 @@ def test_two_hosts_of_two_ranks_have_two_levels_and_other_groups_none() -> None:
     assert levels_of((0, 2), nodes) is None  # one rank a node
     assert levels_of((0, 1, 2), nodes) is None  # nodes of two and one
     assert levels_of((0, 1, 2, 3), ()) is None
+
+
+def test_between_cpu_hosts_a_program_says_how_it_reduces_and_inside_one_it_does_not() -> None:
+    """4 ranks, S bytes: the ring sends 3/2·S over a NIC, two levels S and as much inside; worth it over a gap only."""
+    model = tiny_model()
+    found = {}
+    for name, cluster in (("gap", emulated(1e9, 1e8)), ("equal", emulated(1e9, 1e9)), ("one", preset("local-cpu"))):
+        nodes = tuple(node for node, _, _ in cluster.rank_nodes())
+        program = lower(model, prefill_step(2, 512), static(model, 4), nodes=nodes, dtype="fp32")
+        profile = Profile(name="none", gpu=cluster.gpus[0], kernels=())
+        stated = with_algorithms(program, cluster, {profile.gpu.name: profile})
+        reduces = [op for op in stated.ranks[0] if isinstance(op, Collective) and op.kind == "all_reduce"]
+        found[name] = {op.algorithm for op in reduces}
+        assert stated.num_operations == program.num_operations
+    assert found == {"gap": {"hierarchical"}, "equal": {"ring"}, "one": {"auto"}}
 
 
 def test_without_root_emulated_hosts_say_so_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

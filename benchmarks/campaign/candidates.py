@@ -7,6 +7,7 @@ depends on the phase: a pool cuts queries in prefill and keys in decode.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from simulator.model import Model
 from simulator.placement import AttentionGrid, Placement, Stage, even_split
@@ -34,7 +35,16 @@ def candidates(model: Model, phase: Phase, nodes: Ranks) -> tuple[Candidate, ...
         order = interleaved(nodes)
         family = [across(one, order) if len(one.placement.ranks) == 2 else one for one in family]
         family.append(next(one for one in statics(model) if one.name == "tp2"))
+        family = [reducing(one, "ring") for one in family]  # what "auto" is to gloo
+        if len({nodes.count(node) for node in nodes}) == 1:
+            family.append(reducing(next(one for one in family if one.name == "tp4"), "hierarchical", "tp4-two-level"))
     return tuple(family)
+
+
+def reducing(candidate: Candidate, algorithm: Literal["ring", "hierarchical"], name: str = "") -> Candidate:
+    """The same plan with its all-reduces by ``algorithm``."""
+    changed = {"all_reduce": algorithm, "name": name or candidate.name}
+    return Candidate(changed["name"], candidate.scheme, candidate.placement.model_copy(update=changed))
 
 
 def interleaved(nodes: Ranks) -> Ranks:
