@@ -15,7 +15,7 @@ from planner.cache_fit import sliced
 from planner.candidate import Scheme
 from planner.evaluate import Evaluated
 from planner.problem import Problem
-from planner.search import Race, race, try_pools
+from planner.search import Race, race, try_pools, try_static
 from planner.space import enumerate_space
 from simulator.errors import InfeasibleError
 from simulator.workload import Bucket
@@ -42,6 +42,7 @@ class Pair:
 def race_pair(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> Pair:
     """The best pair of placements. Pools are tried before a winner is taken, as under a limit one may be better."""
     decode = race(problem, problem.question("decode", bucket), limit=limit)
+    try_static(problem, decode, ())
     try_pools(problem, decode, (), simulations=POOL_SIMULATIONS)
     winner = decode.simulated[decode.ranking()[0].row]
     if not sliced(winner.placement):
@@ -66,6 +67,7 @@ def _prefill(problem: Problem, bucket: Bucket, decoder: Evaluated, limit: int | 
         beside=(decoder.program,),
         limit=limit,
     )
+    try_static(problem, found, (decoder.program,))
     try_pools(problem, found, (decoder.program,), simulations=POOL_SIMULATIONS)
     return found
 

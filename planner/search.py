@@ -167,6 +167,21 @@ def try_pools(problem: Problem, found: Race, beside: tuple[Program, ...], *, sim
             _try(problem, found, row, beside, np.inf if best is None else best.score)
 
 
+def try_static(problem: Problem, found: Race, beside: tuple[Program, ...]) -> None:
+    """Where a limit left a gap, simulate one micro-batch through the documents' static strategies too: a choice is
+    never behind what is shown beside it."""
+    if found.gap == 0.0:
+        return
+    table, before = found.table, found.best_score
+    base = found.question.base_gpus or min(8, found.question.max_gpus)
+    for tensor, stages in ((base, 1), (8, 2), (16, 2), (8, 4)):
+        same = (table["scheme"] == Scheme.STATIC) & (table["micro_batches"] == 1) & (table["dealing"] == 0)
+        for row in np.flatnonzero(same & (table["tensor"] == tensor) & (table["stages"] == stages)):
+            if int(row) not in found.simulated and int(row) not in found.refused and int(row) not in found.late:
+                _try(problem, found, int(row), beside, np.inf)
+    found.gap = max(0.0, 1.0 - (1.0 - found.gap) * before / found.best_score)
+
+
 def _slo_s(problem: Problem, question: Question) -> float | None:
     return problem.limits.ttft_slo_s if question.phase == "prefill" else problem.limits.tpot_slo_s
 
