@@ -32,12 +32,14 @@ def with_algorithms(program: Program, cluster: Cluster, profiles: Mapping[str, P
             return operation
         if len({topology.node_of(rank) for rank in operation.ranks}) == 1:
             return operation
-        costs = {
-            algorithm: collective_cost(
-                Call("all_reduce", algorithm, operation.ranks, operation.num_bytes), topology, in_node
-            ).seconds
-            for algorithm in ALGORITHMS
-        }
-        return replace(operation, algorithm=min(ALGORITHMS, key=lambda algorithm: costs[algorithm]))
+        costs = [
+            (collective_cost(replace(call_of(operation), algorithm=one), topology, in_node).seconds, one)
+            for one in ALGORITHMS
+        ]
+        return replace(operation, algorithm=min(costs)[1])
 
     return replace(program, ranks=tuple(tuple(map(stated, operations)) for operations in program.ranks))
+
+
+def call_of(operation: Collective) -> Call:
+    return Call(operation.kind, operation.algorithm, operation.ranks, operation.num_bytes)
