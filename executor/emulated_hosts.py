@@ -43,6 +43,13 @@ class Seat:
     slowdown: float = 1.0
 
 
+def seats_here(size: int) -> tuple[Seat, ...]:
+    """Ranks of this machine, each on a core of its own as far as there are enough: left to itself the kernel keeps
+    putting a rank that wakes onto the core of the rank that woke it, and two of them then share one core."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    return tuple(Seat(0, cores=(cores[rank % len(cores)],) if cores else ()) for rank in range(size))
+
+
 class EmulatedHosts:
     """The namespaces of a cluster while the ``with`` block lasts; ``seats[rank]`` is where each rank belongs."""
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from executor.emulated_hosts import EmulatedHosts
+from executor.environment import usable_cores
 from executor.generate import Answer, generate, lines_path
 from executor.progress import ProgressFile, RankProgress, RankReporter, State
 from executor.replay import replay
@@ -103,7 +104,8 @@ def execute(
     answers: list[Answer] = world.run(generate, generation, limit_s=limit_s, describe=describe, watch=watch)
     lines = [read_lines(world.directory, rank) for rank in range(generation.num_ranks)]
     place: Place = "emulated" if any(seat.command for seat in world.seats) else "gloo"
-    measurement = assemble(generation, lines, answers[0].environment, place)
+    where = answers[0].environment.model_copy(update={"cores": usable_cores()})  # a rank sees its own only
+    measurement = assemble(generation, lines, where, place)
     logits = [list(step) for step in zip(*(answer.logits for answer in answers), strict=True)]
     return Executed(measurement, logits, max(answer.prepared_s for answer in answers))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from executor.emulated_hosts import Seat
+from executor.emulated_hosts import Seat, seats_here
 from executor.progress import ProgressFile, RankProgress, State
 from executor.wire import decode, encode
 from executor.worker import Failure, failure_of, read_frame, write_frame
@@ -55,9 +55,10 @@ class Supervisor:
     def __init__(
         self, size: int, *, directory: Path | None = None, timeout_s: float = 60.0, seats: Sequence[Seat] = ()
     ) -> None:
-        """``seats``: where each rank's process belongs (``executor.emulated_hosts``); none: anywhere here."""
+        """``seats``: where each rank's process belongs (``executor.emulated_hosts``); none: here, rank i on core i mod
+        cores."""
         self.size, self.timeout_s = size, timeout_s
-        self.seats = tuple(seats)[:size] or (Seat(0),) * size
+        self.seats = tuple(seats)[:size] or seats_here(size)
         self._made = tempfile.TemporaryDirectory(prefix="attnplan-") if directory is None else None
         self.directory = Path(self._made.name) if self._made else Path(directory or "")
         self.directory.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from executor.progress import ProgressFile, RankReporter, State
+from executor.time_slices import ask_for_slices
 from executor.wire import decode, encode
 
 PEER_LOST = ("closed by peer", "reset by peer", "broken pipe", "timed out", "connection refused", "store")
@@ -84,6 +85,7 @@ def main() -> None:
     threading.Thread(target=read_jobs, args=(jobs,), daemon=True).start()
     progress = RankReporter(ProgressFile(directory / "progress", size), rank)
 
+    ask_for_slices()  # inherited by the threads of torch and gloo
     import torch
 
     from executor.world import join_gloo

@@ -26,6 +26,7 @@ def host(ranks: int, cores: int, nic_bytes_per_s: float, slowdown: float = 1.0) 
         link=NodeLink(kind="shared_memory", bandwidth_bytes_per_s=BUS_BYTES_PER_S, latency_s=1e-4),
         nics=Nics(count=1, bandwidth_bytes_per_s=nic_bytes_per_s, latency_s=1e-4),
         slowdown=slowdown,
+        pinned=True,
     )
 
 
