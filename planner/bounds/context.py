@@ -36,9 +36,9 @@ def context_bound(question: Question, table: Table, rates: Rates, parts: int | N
     network, cells = network_of(question, rates, table), cells_of(table["replicas"].astype(np.int64))
     chain, totals, wide = np.zeros(len(table)), np.zeros((3, len(cells.row))), table[cells.row]
     for used, dealt, _ in micro_batches(question, table, parts):
-        tokens = _replica_tokens(question, table, cells, dealt)
+        tokens = replica_tokens(question, table, cells, dealt)
         ends = cells.least(embed_seconds(question, wide, rates, tokens))
-        head = head_seconds(question, wide, rates, _last_tokens(question, wide, cells, dealt, tokens))
+        head = head_seconds(question, wide, rates, last_tokens(question, wide, cells, dealt, tokens))
         own, raced, works = head.copy(), ends, {}
         for layer, num in layer_kinds(question).items():
             work = works[layer] = _replica_layer(question, table, rates, network, cells, dealt, layer, tokens)
@@ -110,7 +110,7 @@ def _leg(
     )
 
 
-def _replica_tokens(question: Question, table: Table, cells: Cells, dealt: Dealt) -> Numbers:
+def replica_tokens(question: Question, table: Table, cells: Cells, dealt: Dealt) -> Numbers:
     """Tokens of every replica: its query block of all sequences, or all of its sequences."""
     if question.phase == "decode":
         full = cells.block < dealt.full_parts[cells.row]
@@ -120,7 +120,7 @@ def _replica_tokens(question: Question, table: Table, cells: Cells, dealt: Dealt
     return dealt.total[cells.row] * (edges[1] - edges[0] + edges[3] - edges[2])
 
 
-def _last_tokens(question: Question, wide: Table, cells: Cells, dealt: Dealt, tokens: Numbers) -> Numbers:
+def last_tokens(question: Question, wide: Table, cells: Cells, dealt: Dealt, tokens: Numbers) -> Numbers:
     """Sequences whose last token a replica has, as far as known: decoding all of its own; prefilling, the last replica
     all of them, where it has tokens."""
     if question.phase == "decode":

@@ -1,4 +1,4 @@
-"""Ring context parallelism's part of the bound: the last replica's kernels, and the keys that pass a border of nodes.
+"""Ring context parallelism's part of the bound: the replicas' race, the last one's kernels, keys that pass a border.
 
 The last replica attends to every block (each step a kernel a query span), so its own stream is a chain; where a whole
 replica lies on other nodes than the next, all blocks but one pass those NICs in every layer. Window layers gather.
@@ -6,13 +6,28 @@ replica lies on other nodes than the next, all blocks but one pass those NICs in
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from planner.bounds.attention import cells_of, first_heads, prefill_cells
+from planner.bounds.attention import Cells, cells_of, first_heads, prefill_cells
+from planner.bounds.context import last_tokens, replica_tokens
 from planner.bounds.dispatch import dispatched_seconds
-from planner.bounds.layer import Base, base_layer, dense_layer, end_seconds, layer_kinds, micro_batches
+from planner.bounds.layer import (
+    Base,
+    base_layer,
+    dense_layer,
+    embed_seconds,
+    end_seconds,
+    head_seconds,
+    layer_kinds,
+    micro_batches,
+)
+from planner.bounds.network import network_of
+from planner.bounds.race import LAYERS, REPLICAS
 from planner.bounds.rates import Array, Numbers, Rates
+from planner.bounds.ring_race import Rounds, run_rounds
 from planner.bounds.shares import Dealt, block_edges
 from planner.candidate import Table
 from planner.question import Question
@@ -39,6 +54,8 @@ def ring_bound(question: Question, table: Table, rates: Rates, parts: int | None
             if not layer.window:
                 network = network + used * num * _border_seconds(question, table, rates, dealt.total)
         chain = np.maximum(chain, through)
+    if not any(layer.window for layer in question.model.layers):
+        chain = np.maximum(chain, _raced(question, table, rates, parts))
     return np.maximum(chain, np.maximum(compute, network))
 
 
@@ -59,17 +76,35 @@ def _base(question: Question, table: Table, rates: Rates, tokens: Numbers, layer
 
 def _attention(question: Question, table: Table, rates: Rates, dealt: Dealt, layer: Layer, last: Edges) -> Array:
     """The last replica's kernels, step by step, and the merge of what they give."""
+    replicas = table["replicas"].astype(np.int64)
+    cells = cells_of(replicas)
     if layer.window:
-        cells = cells_of(table["replicas"].astype(np.int64))
         seconds = prefill_cells(question, table, cells, layer, rates, dealt).seconds
-        return np.asarray(seconds[cells.first + table["replicas"] - 1])
-    cells, heads = cells_of(table["replicas"].astype(np.int64)), first_heads(question, table["heads"].astype(np.int64))
-    wide, row = table[cells.row], cells.row
-    held = _edges(question, wide, wide["replicas"].astype(np.int64) - 1 - cells.block)
-    mine = tuple(edge[row] for edge in last)
-    seconds, visible = np.zeros(len(row)), np.zeros(len(row), dtype=np.bool_)
-    for queries, keys, causal in _chunks(mine, held, cells.block == 0, causal=question.model.causal):
-        visible |= keys > 0
+        return np.asarray(seconds[cells.first + replicas - 1])
+    turns = _turns(question, table, rates, dealt, cells.row, (replicas - 1)[cells.row], cells.block)
+    merged = np.add.reduceat(turns.sees.astype(np.int64), cells.first)
+    width = dealt.total * (last[1] - last[0] + last[3] - last[2])
+    return np.asarray(cells.total(turns.seconds) + _merge_seconds(question, table, rates, width, merged))
+
+
+@dataclass(frozen=True)
+class _Turns:
+    """Replicas' steps, flat: seconds of attention; whether the queries see any of the block."""
+
+    seconds: Array
+    sees: npt.NDArray[np.bool_]
+
+
+def _turns(
+    question: Question, table: Table, rates: Rates, dealt: Dealt, row: Numbers, replica: Numbers, step: Numbers
+) -> _Turns:
+    """Attention of ``replica`` of candidate ``row`` on the block that ``step`` brings."""
+    heads, wide = first_heads(question, table["heads"].astype(np.int64)), table[row]
+    held = _edges(question, wide, (replica - step) % wide["replicas"].astype(np.int64))
+    seconds, sees = np.zeros(len(row)), np.zeros(len(row), dtype=np.bool_)
+    mine = _edges(question, wide, replica)
+    for queries, keys, causal in _chunks(mine, held, step == 0, causal=question.model.causal):
+        sees |= (keys > 0) & (queries > 0)
         used = np.where(keys > 0, queries, 0)
         for part, count in ((dealt.full_parts, dealt.full), (dealt.other_parts, dealt.other)):
             if (part * count).any():
@@ -78,10 +113,86 @@ def _attention(question: Question, table: Table, rates: Rates, dealt: Dealt, lay
                     causal, 0,
                 )  # fmt: skip
                 seconds += part[row] * rates.prefill(columns)
-    merged = np.add.reduceat(visible.astype(np.int64), cells.first)
-    width = dealt.total * (last[1] - last[0] + last[3] - last[2]) * heads.queries
-    moved = width * ((merged + 1) * question.model.head_dim * rates.size + merged * LSE_BYTES)
-    return np.asarray(cells.total(seconds) + rates.memory("merge", np.where(merged > 1, moved, 0)))
+    return _Turns(seconds, sees)
+
+
+def _merge_seconds(question: Question, table: Table, rates: Rates, tokens: Numbers, merged: Numbers) -> Array:
+    """Of ``merged`` partial outputs of ``tokens`` queries."""
+    heads = first_heads(question, table["heads"].astype(np.int64))
+    row = (merged + 1) * question.model.head_dim * rates.size + merged * LSE_BYTES
+    return rates.memory("merge", np.where(merged > 1, tokens * heads.queries * row, 0))
+
+
+def _raced(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """Candidates with equally many replicas run their first layers together (``ring_race``), a micro-batch each."""
+    raced = np.zeros(len(table))
+    for replicas in np.unique(table["replicas"][table["replicas"] <= REPLICAS]):
+        rows = np.flatnonzero(table["replicas"] == replicas)
+        for used, dealt, _ in micro_batches(question, table[rows], parts):
+            raced[rows] = np.maximum(raced[rows], used * _through(question, table[rows], rates, dealt, int(replicas)))
+    return raced
+
+
+def _through(question: Question, table: Table, rates: Rates, dealt: Dealt, replicas: int) -> Array:
+    """Seconds of one micro-batch through all layers and the last replica's logits."""
+    cells = cells_of(table["replicas"].astype(np.int64))
+    wide, shape = table[cells.row], (len(table), replicas)
+    tokens = replica_tokens(question, table, cells, dealt)
+    head = head_seconds(question, wide, rates, last_tokens(question, wide, cells, dealt, tokens)).reshape(shape)
+    ends = embed_seconds(question, wide, rates, tokens).reshape(shape)
+    rounds = {
+        layer: _rounds(question, table, rates, dealt, layer, cells, tokens) for layer in set(question.model.layers)
+    }
+    for layer in question.model.layers[:LAYERS]:
+        ends = run_rounds(ends, rounds[layer])
+    rest = sum((_least_layer(rounds[layer]) for layer in question.model.layers[LAYERS:]), np.zeros(len(table)))
+    return np.asarray(np.where(rest > 0, ends.min(axis=1) + rest, (ends + head).max(axis=1)))
+
+
+def _least_layer(rounds: Rounds) -> Array:
+    seconds = rounds.before + rounds.attention.sum(axis=2) + rounds.after
+    return np.asarray(seconds.min(axis=1))
+
+
+def _rounds(
+    question: Question, table: Table, rates: Rates, dealt: Dealt, layer: Layer, cells: Cells, tokens: Numbers
+) -> Rounds:
+    wide, replicas = table[cells.row], int(table["replicas"][0])
+    steps = np.tile(np.arange(replicas), len(cells.row))
+    row, replica = np.repeat(cells.row, replicas), np.repeat(cells.block, replicas)
+    turns = _turns(question, table, rates, dealt, row, replica, steps)
+    base, shape = _base(question, wide, rates, tokens, layer), (len(table), replicas)
+    merged = np.add.reduceat(turns.sees.astype(np.int64), np.arange(0, len(row), replicas))
+    after = base.after + 2 * base.reduce + _merge_seconds(question, wide, rates, tokens, merged)
+    brought = tokens.reshape(shape)[row, (replica - steps) % replicas]
+    cube = (*shape, replicas)
+    return Rounds(
+        np.where(tokens > 0, base.before, 0.0).reshape(shape),
+        np.where(tokens > 0, after, 0.0).reshape(shape),
+        turns.seconds.reshape(cube),
+        _hop_seconds(question, table, rates, row, replica, brought).reshape(cube),
+        turns.sees.reshape(cube),
+        (brought > 0).reshape(cube),
+    )
+
+
+def _hop_seconds(
+    question: Question, table: Table, rates: Rates, row: Numbers, replica: Numbers, tokens: Numbers
+) -> Array:
+    """One rank's block of ``tokens`` keys and values from the replica before, through a NIC of its own; 0 in a node."""
+    network, replicas = network_of(question, rates, table), int(table["replicas"][0])
+    away = np.array([_from_afar(question, int(c["order"]), int(c["tensor"]), replicas) for c in table])
+    held = first_heads(question, table["heads"].astype(np.int64)).keys[row]
+    num_bytes = tokens * held * 2 * question.model.head_dim * rates.size
+    seconds = network.latency_s + num_bytes / network.nic_bytes_per_s
+    return np.asarray(np.where(away[row, replica] & (tokens > 0), seconds, 0.0))
+
+
+def _from_afar(question: Question, order: int, tensor: int, replicas: int) -> list[bool]:
+    """Whether a replica's first rank has the one before it on another node."""
+    ranks, nodes = question.orders[order], question.nodes
+    first = [ranks[place * tensor] for place in range(replicas)]
+    return [nodes[first[place]] != nodes[first[place - 1]] for place in range(replicas)]
 
 
 def _chunks(
