@@ -158,7 +158,9 @@ def try_pools(problem: Problem, found: Race, beside: tuple[Program, ...], *, sim
     """Simulate the pools of best bound too where they are not in the race, so that its best pool is known."""
     slo_s = _slo_s(problem, found.question)
     pools = np.isin(found.table["scheme"], (Scheme.POOL, Scheme.JOINED))
-    for row in islice((row for row in _promising(found, slo_s) if pools[row]), simulations):
+    # of equal bounds a chain first, which is the better at length: the others are then stopped early
+    order = np.lexsort((-found.table["multicast"].astype(np.int64), num_gpus(found.table), found.scores))
+    for row in islice((row for row in _promising(found, slo_s, order) if pools[row]), simulations):
         best = found.best_pool()
         if best is not None and found.scores[row] > best.score:
             break
@@ -211,9 +213,9 @@ def _bounded(
     return Race(question, table, bounds, bounds * factor, cache, known=found.simulated)
 
 
-def _promising(found: Race, slo_s: float | None) -> Iterator[int]:
+def _promising(found: Race, slo_s: float | None, order: Numbers | None = None) -> Iterator[int]:
     """Rows by rising score bound, then fewer GPUs; none whose bound already misses the SLO."""
-    for row in np.lexsort((num_gpus(found.table), found.scores)):
+    for row in np.lexsort((num_gpus(found.table), found.scores)) if order is None else order:
         if slo_s is None or found.bounds[row] <= slo_s:
             yield int(row)
 
