@@ -88,9 +88,7 @@ def _all_layers(program: p.Program, weights: set[p.WeightSlice], num_layers: int
     ends = {weight for weight in weights if not weight.name.startswith("layers.")}
     inner = [(weight, weight.name.removeprefix(prefix)) for weight in weights if weight.name.startswith(prefix)]
     return ends | {
-        replace(weight, name=f"layers.{layer}.{name}")
-        for weight, name in inner
-        for layer in range(num_layers)
+        replace(weight, name=f"layers.{layer}.{name}") for weight, name in inner for layer in range(num_layers)
     }
 
 
