@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -91,12 +92,13 @@ def _evaluated(placement: Placement, timeline: Timeline, step_s: float) -> Evalu
     return Evaluated(placement, timeline.program, timeline, len(placement.ranks), len(placement.pool_ranks), step_s)
 
 
-def memory_of(problem: Problem, programs: list[Program]) -> tuple[RankBytes, ...]:
+def memory_of(problem: Problem, programs: Sequence[Program]) -> tuple[RankBytes, ...]:
     """Bytes of every used rank over these programs, against its device's."""
+    footprints = [problem.footprint(program) for program in programs]
     places = problem.cluster.rank_nodes()
     gpus = [problem.cluster.gpu_named(node.gpu) for _, _, node in places]
     rows = []
-    for rank, used in enumerate(rank_memory(problem.model, programs, gpus)):
+    for rank, used in enumerate(rank_memory(problem.model, footprints, gpus)):
         if used.total:
             capacity = gpus[rank].memory_bytes
             rows.append(

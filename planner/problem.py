@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -14,11 +15,15 @@ from simulator import presets, profile
 from simulator.allocation import Exactness, Limits, Sources
 from simulator.cluster import Cluster
 from simulator.errors import ProfileError, SpecError
+from simulator.memory import Footprint, footprint
 from simulator.model import Model
 from simulator.profile import Profile
+from simulator.program import Program
 from simulator.scenario import Objective, Scenario
 from simulator.simulation.world import World, world_of
 from simulator.workload import Bucket, Phase, Workload
+
+KEPT_FOOTPRINTS = 4
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,21 @@ class Problem:
     def world(self) -> World:
         """What every simulation of this problem runs on, so that candidates share the collectives' prices."""
         return world_of(self.profiles)
+
+    @cached_property
+    def _footprints(self) -> OrderedDict[int, tuple[Program, Footprint]]:
+        return OrderedDict()
+
+    def footprint(self, program: Program) -> Footprint:
+        """A program's memory; the last KEPT_FOOTPRINTS are kept, as every prefill candidate shares GPUs with one decode
+        program."""
+        kept = self._footprints
+        if id(program) not in kept:
+            kept[id(program)] = program, footprint(self.model, program)
+        kept.move_to_end(id(program))
+        while len(kept) > KEPT_FOOTPRINTS:
+            kept.popitem(last=False)
+        return kept[id(program)][1]
 
     def question(self, phase: Phase, bucket: Bucket) -> Question:
         """A bucket's planning question in one phase."""

@@ -35,24 +35,52 @@ class RankMemory:
         return self.weights + self.kv_cache + self.activations + self.buffers
 
 
-def rank_memory(model: Model, programs: Sequence[p.Program], gpus: Sequence[Gpu]) -> tuple[RankMemory, ...]:
-    """Peak of every rank over ``programs`` (e.g. the prefill and the decode step of one policy).
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one rank needs of one program: the distinct weights, and the bytes of its cache and peak activations. Of a
+    program lowered shallow, a weight named ``layers.*.`` stands for as many as the model has layers."""
+
+    weights: frozenset[p.WeightSlice]
+    kv_cache: int
+    activations: int
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """One program's share of every rank's memory (None: the rank has no part in it)."""
+
+    dtype: str
+    ranks: tuple[Share | None, ...]
+
+
+def footprint(model: Model, program: p.Program) -> Footprint:
+    """Every rank's share, from its operations and caches."""
+    ranks: list[Share | None] = []
+    for rank, operations in enumerate(program.ranks):
+        if not operations and not program.caches[rank]:
+            ranks.append(None)
+            continue
+        weights = frozenset(_alike(program, weight_slices(model, operations)))
+        ranks.append(Share(weights, cache_bytes(model, program, rank), peak_activation_bytes(program, rank)))
+    return Footprint(program.dtype, tuple(ranks))
+
+
+def rank_memory(model: Model, footprints: Sequence[Footprint], gpus: Sequence[Gpu]) -> tuple[RankMemory, ...]:
+    """Peak of every rank over several programs (e.g. the prefill and the decode step of one policy).
 
     Weights of all programs stay resident; the cache and activations are the largest of any. ``gpus[rank]`` is the
     rank's device (CPU devices have no context or NCCL buffers).
     """
+    size = min(DTYPE_BYTES[dtype] for dtype in (model.weight_dtype, *(one.dtype for one in footprints)))
     found = []
     for rank, gpu in enumerate(gpus):
-        used = [program for program in programs if program.ranks[rank] or program.caches[rank]]
-        weights: set[p.WeightSlice] = set()
-        for program in used:
-            weights |= _all_layers(program, weight_slices(model, program.ranks[rank]), model.num_layers)
-        size = min(DTYPE_BYTES[model.weight_dtype], *(DTYPE_BYTES[program.dtype] for program in programs))
+        used = [share for share in (one.ranks[rank] for one in footprints) if share is not None]
+        weights = frozenset[p.WeightSlice]().union(*[share.weights for share in used])
         found.append(
             RankMemory(
-                weights=sum(weight.num_parameters for weight in weights) * size,
-                kv_cache=max((cache_bytes(model, program, rank) for program in used), default=0),
-                activations=max((peak_activation_bytes(program, rank) for program in used), default=0),
+                weights=_num_parameters(weights, model.num_layers) * size,
+                kv_cache=max((share.kv_cache for share in used), default=0),
+                activations=max((share.activations for share in used), default=0),
                 buffers=CUDA_CONTEXT_BYTES + COLLECTIVE_BUFFER_BYTES if used and gpu.kind == "gpu" else 0,
             )
         )
@@ -80,16 +108,32 @@ def weight_slices(model: Model, operations: Sequence[p.Operation]) -> set[p.Weig
     return found
 
 
-def _all_layers(program: p.Program, weights: set[p.WeightSlice], num_layers: int) -> set[p.WeightSlice]:
-    """With the layers that a program lowered shallow leaves out: copies of the one that stands for them."""
+EVERY_LAYER = "layers.*."
+
+
+def _alike(program: p.Program, weights: set[p.WeightSlice]) -> set[p.WeightSlice]:
+    """Of a program lowered shallow: the ends, and one layer's weights under a name that stands for every layer."""
     if program.repeated is None:
         return weights
     prefix = f"layers.{program.repeated[0]}."
-    ends = {weight for weight in weights if not weight.name.startswith("layers.")}
-    inner = [(weight, weight.name.removeprefix(prefix)) for weight in weights if weight.name.startswith(prefix)]
-    return ends | {
-        replace(weight, name=f"layers.{layer}.{name}") for weight, name in inner for layer in range(num_layers)
+    inner = [weight for weight in weights if weight.name.startswith(prefix)]
+    return {weight for weight in weights if not weight.name.startswith("layers.")} | {
+        replace(weight, name=EVERY_LAYER + weight.name.removeprefix(prefix)) for weight in inner
     }
+
+
+def _num_parameters(weights: frozenset[p.WeightSlice], num_layers: int) -> int:
+    """Of distinct weights. Where one program was lowered shallow and another whole, every layer is written out."""
+    alike = {weight for weight in weights if weight.name.startswith(EVERY_LAYER)}
+    rest = weights - alike
+    if not any(weight.name.startswith("layers.") for weight in rest):
+        return sum(weight.num_parameters for weight in rest) + num_layers * sum(w.num_parameters for w in alike)
+    written = {
+        replace(weight, name=f"layers.{layer}." + weight.name.removeprefix(EVERY_LAYER))
+        for weight in alike
+        for layer in range(num_layers)
+    }
+    return sum(weight.num_parameters for weight in rest | written)
 
 
 def _expert_slices(operation: p.Experts) -> list[p.WeightSlice]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from simulator import program as p
 from simulator.cluster import Gpu
 from simulator.lowering import lower
-from simulator.memory import cache_bytes, peak_activation_bytes, rank_memory, weight_slices
+from simulator.memory import cache_bytes, footprint, peak_activation_bytes, rank_memory, weight_slices
 from simulator.model import Experts
 from simulator.placement import AttentionGrid
 from simulator.workload import decode_step, prefill_step
@@ -51,7 +51,7 @@ def test_pool_ranks_hold_no_weights() -> None:
         nodes=NODES,
         dtype="fp32",
     )
-    memory = rank_memory(model, [program], [CORE] * 8)
+    memory = rank_memory(model, [footprint(model, program)], [CORE] * 8)
     assert memory[2].weights == memory[3].weights == 0
     assert memory[0].weights > 0
 

@@ -200,5 +200,5 @@ def make_slice(where: Where, batch: int, progress: Progress = lambda done, total
 def free_bytes(problem: Problem, program: Program) -> float:
     """Headroom of the tightest rank."""
     gpus = [problem.cluster.gpu_named(node.gpu) for _, _, node in problem.cluster.rank_nodes()]
-    memory = rank_memory(problem.model, [program], gpus)
+    memory = rank_memory(problem.model, [problem.footprint(program)], gpus)
     return min(gpu.memory_bytes - used.total for gpu, used in zip(gpus, memory, strict=True) if used.total)
