@@ -13,7 +13,7 @@ import numpy as np
 from calibration.rows import TimedRow
 from simulator.costs.work import kernels_of
 from simulator.kernel import ComputeKernel, Memory
-from simulator.program import Program
+from simulator.program import Collective, Program, Recv, Send
 
 SOURCE = "timed by attnplan on this machine, inside steps"
 
@@ -56,3 +56,14 @@ def covering(programs: Sequence[Program], times: int = 2) -> list[int]:
             for kernel in kernels:
                 seen[kernel] = seen.get(kernel, 0) + 1
     return chosen
+
+
+def view_seconds(played: Iterable[tuple[Program, Sequence[Sequence[float]]]]) -> list[float]:
+    """Seconds of every operation that launches no kernel."""
+    return [
+        spent_s
+        for program, ranks in played
+        for operations, seconds in zip(program.ranks, ranks, strict=True)
+        for operation, spent_s in zip(operations, seconds, strict=True)
+        if not isinstance(operation, Send | Recv | Collective) and not kernels_of(operation, program.dtype)
+    ]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from executor.bench import COLD_BYTES
 from executor.filled_cache import as_found, filled_layers
 from executor.mailboxes import MailboxTransport, Post, Turns
 from executor.progress import State
@@ -39,10 +40,11 @@ def time_steps(
     worker: Worker, model: Model, plans: Sequence[tuple[Step, Placement]], nodes: tuple[int, ...], limit_s: float
 ) -> list[Spans]:
     """Job: rank 0 plays the fp32 programs of ``plans`` in order until ``limit_s`` is over; the others rest. Each
-    operation's lower-quartile seconds: a disturbance only ever adds."""
+    operation's median seconds. Every rank has weights of its own, and before a step other data fill the caches."""
     found: list[Spans] = []
     began_s = time.monotonic()
-    weights = Weights(SeededSource(model), dtype="fp32", device=torch.device("cpu"))
+    num_ranks = len(nodes)
+    weights = [Weights(SeededSource(model), dtype="fp32", device=torch.device("cpu")) for _ in range(num_ranks)]
     for number, (step, placement) in enumerate(plans if worker.world.rank == 0 else ()):
         if time.monotonic() - began_s > limit_s:
             break
@@ -55,19 +57,19 @@ def time_steps(
             rows = [played.step() for _ in range(REPEATS + 1)][1:]
         finally:
             gc.enable()
-        found.append(tuple(tuple(np.quantile(ranks, 0.25, axis=0).tolist()) for ranks in zip(*rows, strict=True)))
+        found.append(tuple(tuple(np.median(ranks, axis=0).tolist()) for ranks in zip(*rows, strict=True)))
     return found
 
 
 class Played:
     """One program, all ranks in this process, ready to step."""
 
-    def __init__(self, model: Model, program: Program, weights: Weights) -> None:
+    def __init__(self, model: Model, program: Program, weights: Sequence[Weights]) -> None:
         self.generation = Generation(model, (program,))
         self.tokens = torch.cat(prompts_of(self.generation))
         device, nobody = torch.device("cpu"), MailboxTransport(0, Post(), Turns(0))
         self.sessions = [
-            Session(self.generation, rank, nobody, NoProgress(), device=device, weights=weights)
+            Session(self.generation, rank, nobody, NoProgress(), device=device, weights=weights[rank])
             for rank in range(len(program.ranks))
         ]
         decoding = program.step.phase == "decode"
@@ -77,6 +79,7 @@ class Played:
 
     def step(self) -> list[list[float]]:
         """Seconds of every rank's operations."""
+        torch.ones(COLD_BYTES["cpu"] // 4).sum()
         turns, post = Turns(len(self.sessions)), Post()
         found: list[list[float]] = [[] for _ in self.sessions]
 

@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from executor.time_slices import at_once, threads
 from executor.transfers import Issued, padded, side_by_side
 from executor.two_levels import TwoLevelAllReduce, levels_of
 from executor.weights import TORCH_DTYPES, Weights
@@ -57,11 +58,13 @@ class World:
 
     def meet(self, ranks: tuple[int, ...]) -> None:
         """Make the groups a collective of ``ranks`` may need, once. All ranks of the world call this alike."""
-        self.groups.setdefault(tuple(range(self.size)), None)
         levels = levels_of(ranks, self.nodes)
+        before = threads()
         for part in (ranks, *(levels.groups if levels else ())):
             if part not in self.groups and len(part) > 1:
                 self.groups[part] = dist.new_group(list(part), backend=self.backend)
+        if self.backend == "gloo":
+            at_once(threads() - before)
 
     def two_levels(self, operation: p.Collective) -> tuple[dist.ProcessGroup, dist.ProcessGroup] | None:
         """This rank's group inside its node and across nodes, where the program asks for a hierarchical all-reduce and

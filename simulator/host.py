@@ -16,9 +16,10 @@ class Host(Record):
     transfer_core_s_per_byte: float = Field(default=0.0, ge=0, description="core time of a byte, at each end")
     transfer_latency_s: float | None = Field(default=None, ge=0, description="None: the node link's")
     transfer_issue_s: float = Field(
-        default=0.0, ge=0, description="core time of a rank's own thread to issue or await one transfer"
+        default=0.0, ge=0, description="core time of a rank's own thread to issue or await one message"
     )
     send_issue_s_per_byte: float = Field(default=0.0, ge=0, description="and of each byte it sends")
+    view_s: float = Field(default=0.0, ge=0, description="an operation that launches no kernel, e.g. a slice")
     memory_bandwidth_bytes_per_s: float | None = Field(
         default=None, gt=0, description="of the node, shared by all kernels; None: not modelled"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -27,3 +28,16 @@ def test_where_nobody_can_be_asked_nothing_changes(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("platform.machine", lambda: "abacus")
     assert not time_slices.ask_for_slices()
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or sys.platform != "linux", reason="needs root on Linux")
+def test_threads_of_transports_are_real_time_and_the_one_that_computes_is_not() -> None:
+    code = (
+        "import os, threading; from executor.time_slices import at_once, threads; before = threads(); "
+        "go = threading.Event(); thread = threading.Thread(target=go.wait); thread.start(); "
+        "allowed = at_once(threads() - before); "
+        "print(allowed, os.sched_getscheduler(thread.native_id) == os.SCHED_FIFO, "
+        "os.sched_getscheduler(0) == os.SCHED_OTHER); go.set()"
+    )
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert text.split() == ["True", "True", "True"]

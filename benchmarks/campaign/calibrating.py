@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.campaign.cells import Cell
-from calibration.in_steps import covering, preferred, rows_in_steps
+from benchmarks.campaign.places import PLACES
+from calibration.in_steps import covering, preferred, rows_in_steps, view_seconds
 from calibration.rows import TimedRow
 from calibration.sweep import SOURCE, Sweep, cpu_device, cpu_kernels, cpu_profile, hints_of
 from executor import world_timing
@@ -14,50 +17,67 @@ from executor.environment import cpu_name
 from executor.step_timing import time_steps
 from executor.supervisor import Supervisor
 from executor.timing import time_kernels
+from planner.learning import with_corrections
 from simulator.cluster import Cluster
+from simulator.costs.pricing import price
 from simulator.formats.files import load, to_json, write_atomically
 from simulator.host import Host
-from simulator.kernel import ComputeKernel
 from simulator.profile import Profile, SendRecv, load_profile
+from simulator.program import Collective, Program, Recv, Send
 
 KERNEL_BUDGET_S = 30.0  # of a cell's plans, at most
 ALONE_BUDGET_S = 20.0
+
+Played = tuple[Program, Sequence[Sequence[float]]]
+"""A program and the seconds of every rank's operations."""
 LOADED_S = 1.0
 
 
 def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
-    """The machine's kernels: those of the cells' plans inside steps, others and what steps leave out alone."""
+    """The machine's kernels: those of the cells' plans inside steps, others and what steps leave out alone; then what
+    operations of each class take beyond their kernels."""
     path = folder / "kernels.json"
     if path.exists():
         return load_profile(path)
     questions = {(cell.model, cell.phase, cell.tokens): cell for cell in cells}.values()
-    in_steps: list[TimedRow] = []
-    hints: set[ComputeKernel] = set()
     with Supervisor(2, timeout_s=10 * KERNEL_BUDGET_S) as world:
-        for cell in questions:
-            rows, kernels = played(cell, world)
-            in_steps += rows
-            hints |= kernels
-        missing = sorted(hints - {row.kernel for row in in_steps}, key=repr)
+        played = [one for cell in questions for one in played_plans(cell, world)]
+        in_steps = rows_in_steps(played)
+        met = {row.kernel for row in in_steps}
+        missing = [kernel for kernel in hints_of(program for program, _ in played) if kernel not in met]
         kernels_alone = cpu_kernels("fp32", missing)
         seconds = world.run(time_kernels, kernels_alone, "fp32", ALONE_BUDGET_S)[0]
     alone = tuple(TimedRow(kernel, s, SOURCE) for kernel, s in zip(kernels_alone, seconds, strict=False))
     print(f"{len(in_steps)} kernels timed in steps, {len(alone)} alone ({len(missing)} of them of the plans)")
-    rows_kept = preferred(tuple(in_steps), alone)
-    profile = cpu_profile(Sweep(rows_kept, cpu_device(cpu_name(), rows_kept)))
+    rows = preferred(in_steps, alone)
+    profile = with_classes(cpu_profile(Sweep(rows, cpu_device(cpu_name(), rows))), played)
     write_atomically(path, to_json(profile))
     return profile
 
 
-def played(cell: Cell, world: Supervisor) -> tuple[tuple[TimedRow, ...], set[ComputeKernel]]:
-    """(rows of the kernels met in steps, all kernels of the cell's plans)."""
+def played_plans(cell: Cell, world: Supervisor) -> list[Played]:
+    """The cell's plans that show all of its kernels, and the seconds of their operations."""
     race = cell.race()
     programs = [race.program(placement) for placement in race.placements]
-    chosen = covering(programs, times=1)
+    chosen = covering(programs, times=2)
     plans = tuple((race.step, race.placements[index]) for index in chosen)
     spans = world.run(time_steps, race.model, plans, race.nodes, KERNEL_BUDGET_S)[0]
-    rows = rows_in_steps(zip((programs[index] for index in chosen), spans, strict=False))
-    return rows, set(hints_of(programs))
+    return list(zip((programs[index] for index in chosen), spans, strict=False))
+
+
+def with_classes(profile: Profile, played: Sequence[Played]) -> Profile:
+    """Corrections of operation classes, from what they took in steps against their kernels' prices; views' seconds."""
+    profiles = {profile.gpu.name: profile}
+    observed: dict[str, list[tuple[float, float]]] = {}
+    for program, ranks in played:
+        kernels_s = price(program, PLACES["one-host"], profiles).kernels_s
+        for operations, priced, spent in zip(program.ranks, kernels_s, ranks, strict=True):
+            for operation, predicted_s, measured_s in zip(operations, priced, spent, strict=True):
+                if not isinstance(operation, Send | Recv | Collective):
+                    observed.setdefault(type(operation).__name__, []).append((float(predicted_s), measured_s))
+    views = view_seconds(played)
+    host = Host(view_s=float(np.median(views)) if views else 0.0)
+    return with_corrections(profile, observed).model_copy(update={"host": host})
 
 
 def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple[Cluster, Profile]:
@@ -72,6 +92,7 @@ def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple
     latency_s, bytes_per_s = world_timing.latency_and_bandwidth(times)
     issue_s, issue_s_per_byte = world_timing.issue_cost(times)
     host = Host(
+        view_s=kernels.host.view_s if kernels.host else 0.0,
         transfer_issue_s=issue_s,
         send_issue_s_per_byte=issue_s_per_byte,
         core_capacity=world_timing.core_capacity(world, cores, LOADED_S),
