@@ -18,12 +18,14 @@ from executor import dim_slices
 from executor import experts as moe
 from executor.attention_backends import Backend
 from executor.cache import Cache
+from executor.rotary import frequencies
 from executor.rows import join, positions_of, sequences_of, take
 from executor.sampling import GREEDY, Sampling, draws
 from executor.sampling import sample as sampled
 from executor.weights import Weights
 from simulator import program as p
 from simulator.program import WeightSlice
+from simulator.rope_scaling import RopeScaling
 from simulator.tile import Batch, Block
 
 Value = Tensor | moe.Assignment | moe.Ragged
@@ -184,7 +186,7 @@ def _rotated(operation: p.Rope, qk: Tensor, v: Tensor) -> Tensor:
         rotated[:, : qk.shape[1]] = qk
         return rotated
     half, whole = qk.shape[2] // 2, qk.shape[2] * operation.slices
-    cos, sin = _angles(operation.batch, operation.block, operation.theta, whole, qk.device)
+    cos, sin = _angles(operation.batch, operation.block, operation.theta, operation.scaling, whole, qk.device)
     if operation.slices > 1:
         cos, sin = (table.narrow(-1, operation.slice_index * half, half) for table in (cos, sin))
     left, right = qk[..., :half], qk[..., half:]
@@ -194,10 +196,12 @@ def _rotated(operation: p.Rope, qk: Tensor, v: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _angles(batch: Batch, block: Block, theta: float, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin of position·θ^(−2i/D), [T, 1, D/2] fp32."""
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim)
-    angles = positions_of(batch, block, device).to(torch.float64)[:, None, None] * frequencies
+def _angles(
+    batch: Batch, block: Block, theta: float, scaling: RopeScaling | None, head_dim: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """cos and sin of position × frequency, [T, 1, D/2] fp32."""
+    turning = frequencies(theta, head_dim, scaling, device)
+    angles = positions_of(batch, block, device).to(torch.float64)[:, None, None] * turning
     return angles.cos().to(torch.float32), angles.sin().to(torch.float32)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, pi
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch.nn import functional
 from executor.weights import SeededSource, Source, Weights
 from simulator.model import Model
 from simulator.program import WeightSlice
+from simulator.rope_scaling import RopeScaling
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """q [S, heads, d], k and v [L, heads, d], keys hidden from each query [S, L] → o [S, heads, d]."""
@@ -175,6 +176,7 @@ class Reference:
         if theta is None:
             return x
         frequencies = 1.0 / theta ** (torch.arange(0, size, 2, dtype=torch.float64) / size)
+        frequencies = torch.tensor([_stretched(float(one), self.model.rope_scaling) for one in frequencies]).double()
         angles = torch.outer(torch.arange(start, start + len(x), dtype=torch.float64), frequencies)
         angles = torch.cat([angles, angles], dim=-1)[:, None].to(self.precision)
         turned = torch.cat([-x[..., size // 2 :], x[..., : size // 2]], dim=-1)
@@ -230,3 +232,17 @@ class Reference:
         else:
             up = act(up)
         return up @ self._matrix(f"{name}.down", width, model.hidden_size)
+
+
+def _stretched(frequency: float, scaling: RopeScaling | None) -> float:
+    """A rotary frequency as the model's scaling leaves it, by wavelength."""
+    if scaling is None:
+        return frequency
+    wavelength, context = 2 * pi / frequency, scaling.original_max_position_embeddings
+    if scaling.kind == "linear" or wavelength > context / scaling.low_freq_factor:
+        return frequency / scaling.factor
+    if wavelength < context / scaling.high_freq_factor:
+        return frequency
+    ramp = context / wavelength - scaling.low_freq_factor
+    ramp /= scaling.high_freq_factor - scaling.low_freq_factor
+    return (1 - ramp) * frequency / scaling.factor + ramp * frequency

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simulator.rope_scaling import RopeScaling
 from simulator.tile import Batch, Block, Span, Tile
 
 
@@ -59,6 +60,7 @@ class Rope(BaseOperation):
     theta: float | None
     qk_norm: bool
     eps: float
+    scaling: RopeScaling | None = None
     slices: int = 1
     slice_index: int = 0
 

@@ -13,6 +13,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from simulator.formats.files import Name, Record
+from simulator.rope_scaling import RopeScaling
 from simulator.units import DTYPE_BYTES
 
 
@@ -58,6 +59,7 @@ class Model(Record):
     qkv_bias: bool = False
     qk_norm: bool = False
     rope_theta: float | None = Field(default=10000.0, gt=0, description="None: no rotary positions")
+    rope_scaling: RopeScaling | None = None
     rms_norm_eps: float = Field(default=1e-6, gt=0)
     tie_word_embeddings: bool = False
     causal: bool = True

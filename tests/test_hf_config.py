@@ -14,6 +14,7 @@ from simulator import presets
 from simulator.errors import SpecError
 from simulator.formats import hf_config
 from simulator.model import Layer
+from simulator.rope_scaling import RopeScaling
 from tests.shared_data import refusal, shared, shared_files
 
 BILLION = 10**9
@@ -212,9 +213,9 @@ def test_a_vision_wrapper_gives_its_text_part() -> None:
 
 
 def test_what_does_not_change_shapes_is_imported_and_said() -> None:
-    model = imported(rope_scaling={"rope_type": "llama3", "factor": 8.0}, num_nextn_predict_layers=1)
+    model = imported(rope_scaling={"rope_type": "yarn", "factor": 8.0}, num_nextn_predict_layers=1)
     assert model.assumptions == (
-        "rotary scaling 'llama3' changes angles only and is not applied",
+        "rotary scaling 'yarn' changes angles only and is not applied",
         "multi-token prediction modules are left out",
     )
 
@@ -257,3 +258,14 @@ JUNK = (
 def test_any_junk_in_a_config_imports_or_is_refused(changes: dict[str, Any]) -> None:
     message = refusal(lambda: imported(**changes))
     assert message is None or message.startswith("config.json: ")
+
+
+def test_llama_3_rotary_scaling_is_imported_whole_or_refused_by_the_missing_number() -> None:
+    numbers = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    model = imported(rope_scaling={"rope_type": "llama3", **numbers})
+    assert model.rope_scaling == RopeScaling(kind="llama3", **numbers)
+    assert not model.assumptions
+    with pytest.raises(SpecError, match="rope_scaling: 'llama3' without high_freq_factor"):
+        imported(rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0})
+    with pytest.raises(SpecError, match="high_freq_factor 1 is not above low_freq_factor 1"):
+        imported(rope_scaling={"rope_type": "llama3", **numbers, "high_freq_factor": 1.0})

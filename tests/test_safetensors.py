@@ -41,6 +41,17 @@ BASE: dict[str, Any] = {
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"model_type": "llama"},
     "llama-tied": {"model_type": "llama", "tie_word_embeddings": True, "num_key_value_heads": 8},
+    "llama-3.1": {
+        "model_type": "llama",
+        "rope_scaling": {
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+    },
+    "llama-stretched": {"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.5}},
     "mistral": {"model_type": "mistral", "head_dim": 16, "sliding_window": 6},
     "mixtral": {"model_type": "mixtral", "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "qwen2": {"model_type": "qwen2"},
@@ -92,7 +103,7 @@ def test_logits_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     assert (ours - want).abs().max() <= 1e-4 * want.abs().max()
 
 
-@pytest.mark.parametrize("family", ["llama-tied", "mixtral", "qwen2", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama-tied", "llama-3.1", "mixtral", "qwen2", "qwen3_moe"])
 def test_every_placement_computes_the_directorys_model(family: str, tmp_path: Path) -> None:
     model = write(tmp_path, family)
     reference = Reference(model, source=SafetensorsSource(tmp_path, model))
@@ -174,9 +185,9 @@ def refused_without_weights(tmp_path: Path) -> str:
 
 def test_numbers_the_model_does_not_describe_are_refused(tmp_path: Path) -> None:
     write(tmp_path, "llama")
-    config = {**BASE, "model_type": "llama", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}
+    config = {**BASE, "model_type": "llama", "rope_scaling": {"rope_type": "yarn", "factor": 8.0}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert "rotary scaling 'llama3'" in refused(tmp_path, hf_config.load(tmp_path / "config.json"))
+    assert "rotary scaling 'yarn'" in refused(tmp_path, hf_config.load(tmp_path / "config.json"))
     write(tmp_path, "qwen3_moe")
     config = {**BASE, **FAMILIES["qwen3_moe"], "norm_topk_prob": False}
     (tmp_path / "config.json").write_text(json.dumps(config))

@@ -149,12 +149,32 @@ def _fields(config: _Config, name: str) -> dict[str, Any]:
         "qkv_bias": config.kind in QWEN2_FAMILY or config.flag("attention_bias"),
         "qk_norm": config.kind in QWEN3_FAMILY or config.flag("use_qk_norm"),
         "rope_theta": theta,
+        "rope_scaling": _rope_scaling(config),
         "rms_norm_eps": config.values.get("rms_norm_eps", 1e-6),
         "tie_word_embeddings": config.flag("tie_word_embeddings"),
         "weight_dtype": _weight_dtype(config),
         "assumptions": _assumptions(config),
         "source": f"Hugging Face config.json of model_type {config.kind}",
     }
+
+
+def _rope_kind(config: _Config) -> tuple[str, dict[str, Any]]:
+    """(kind, its numbers) of rotary scaling, under the names that files have used for them."""
+    scaling = {**config.mapping("rope_scaling"), **config.mapping("rope_parameters")}
+    return str(scaling.get("rope_type", scaling.get("type", "default")))[:60], scaling
+
+
+def _rope_scaling(config: _Config) -> dict[str, Any] | None:
+    """Fields of RopeScaling, where the kind is modelled."""
+    kind, scaling = _rope_kind(config)
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    if kind not in ("linear", "llama3"):
+        return None
+    used = names[:1] if kind == "linear" else names
+    missing = [name for name in used if name not in scaling]
+    if missing:
+        raise SpecError(f"{config.source}: rope_scaling: {kind!r} without {missing[0]}; add it")
+    return {"kind": kind, **{name: scaling[name] for name in used}}
 
 
 def _head_dim(config: _Config, heads: int) -> int:
@@ -242,8 +262,7 @@ def _windows_by_kind(config: _Config, kinds: list[Any], count: int, window: int)
 def _assumptions(config: _Config) -> list[str]:
     """What the file says, leaves shapes and cost alone, and is not modelled."""
     values = config.values
-    scaling = {**config.mapping("rope_scaling"), **config.mapping("rope_parameters")}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
+    kind, _ = _rope_kind(config)
     partial = values.get("rotary_dim") or values.get("partial_rotary_factor")
     extra = values.get("num_nextn_predict_layers") or values.get("use_mtp")
     quantized = values.get("quantization_config")
@@ -253,7 +272,10 @@ def _assumptions(config: _Config) -> list[str]:
             values.get("text_part_of"),
             f"the text part of {values.get('text_part_of')}; the vision tower is left out",
         ),
-        (kind != "default", f"rotary scaling {kind!r} changes angles only and is not applied"),
+        (
+            kind not in ("default", "linear", "llama3"),
+            f"rotary scaling {kind!r} changes angles only and is not applied",
+        ),
         (partial, f"rotary positions on part of each head ({partial}) are modelled on all of it"),
         (extra, "multi-token prediction modules are left out"),
         (values.get("scoring_func") == "sigmoid", "sigmoid expert scores are modelled as a softmax"),

@@ -78,6 +78,7 @@ def _rope(context: Context, where: Where, projector: Projector, packed: str, kv_
             kv_heads=kv_heads[1] - kv_heads[0],
             head_dim=model.head_dim,
             theta=model.rope_theta,
+            scaling=model.rope_scaling,
             qk_norm=model.qk_norm,
             eps=model.rms_norm_eps,
         ),

@@ -90,6 +90,7 @@ def _project(layer: SlicedLayer, cell: Cell, value: str, *, split: bool) -> None
             kv_heads=kv_heads[1] - kv_heads[0],
             head_dim=layer.width,
             theta=model.rope_theta,
+            scaling=model.rope_scaling,
             qk_norm=False,
             eps=model.rms_norm_eps,
             slices=layer.slices,
