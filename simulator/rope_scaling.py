@@ -1,7 +1,8 @@
 """Rope scaling: rotary frequencies stretched for contexts longer than a model was first trained on.
 
 ``linear``: every frequency by ``factor`` (Chen et al. 2023, position interpolation). ``llama3``: wavelengths over
-original/low by ``factor``, those under original/high not at all, a ramp between (Llama 3.1). It changes angles, not costs.
+original/low by ``factor``, those under original/high not at all, a ramp between (Llama 3.1). It changes
+angles, not costs.
 """
 
 from __future__ import annotations

@@ -158,6 +158,9 @@ def _fields(config: _Config, name: str) -> dict[str, Any]:
     }
 
 
+SCALINGS = ("linear", "llama3")
+
+
 def _rope_kind(config: _Config) -> tuple[str, dict[str, Any]]:
     """(kind, its numbers) of rotary scaling, under the names that files have used for them."""
     scaling = {**config.mapping("rope_scaling"), **config.mapping("rope_parameters")}
@@ -168,7 +171,7 @@ def _rope_scaling(config: _Config) -> dict[str, Any] | None:
     """Fields of RopeScaling, where the kind is modelled."""
     kind, scaling = _rope_kind(config)
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-    if kind not in ("linear", "llama3"):
+    if kind not in SCALINGS:
         return None
     used = names[:1] if kind == "linear" else names
     missing = [name for name in used if name not in scaling]
@@ -273,7 +276,7 @@ def _assumptions(config: _Config) -> list[str]:
             f"the text part of {values.get('text_part_of')}; the vision tower is left out",
         ),
         (
-            kind not in ("default", "linear", "llama3"),
+            kind not in ("default", *SCALINGS),
             f"rotary scaling {kind!r} changes angles only and is not applied",
         ),
         (partial, f"rotary positions on part of each head ({partial}) are modelled on all of it"),
