@@ -1,8 +1,9 @@
 """Pair: the two placements of a bucket. Decode is planned first; prefill leaves the KV cache where it will be read.
 
 Dimension slices keep their cache in slices that no other placement reads, so a sliced placement takes both phases or
-none: it is taken where a request then costs less (its share of a prefill step and of a decode step for every token it
-gets; GPU-seconds where the objective pays for GPUs).
+none: it is taken where the pair is better in the objective. For ttft that is the prefill step, for tpot the decode
+step; otherwise a request's share of a prefill step and of a decode step for every token it gets (GPU-seconds where
+the objective pays for GPUs).
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def race_pair(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> 
         one = Pair(decode, _prefill(problem, bucket, winner, limit))
     except InfeasibleError:
         return pair
-    return one if request_cost(problem, bucket, one) < request_cost(problem, bucket, pair) else pair
+    return one if pair_cost(problem, bucket, one) < pair_cost(problem, bucket, pair) else pair
 
 
 def _prefill(problem: Problem, bucket: Bucket, decoder: Evaluated, limit: int | None) -> Race:
@@ -72,10 +73,14 @@ def _prefill(problem: Problem, bucket: Bucket, decoder: Evaluated, limit: int | 
     return found
 
 
-def request_cost(problem: Problem, bucket: Bucket, pair: Pair) -> float:
-    """Seconds (or GPU-seconds) of one request's share of its steps."""
-    paid = problem.objective in ("tps_per_gpu", "cost")
+def pair_cost(problem: Problem, bucket: Bucket, pair: Pair) -> tuple[float, float]:
+    """Lower is better: the step that the objective names, then the other; or a request's seconds or GPU-seconds."""
     prefill, decode = pair.prefiller, pair.decoder
+    if problem.objective == "ttft":
+        return prefill.step_s, decode.step_s
+    if problem.objective == "tpot":
+        return decode.step_s, prefill.step_s
+    paid = problem.objective in ("tps_per_gpu", "cost")
     first = prefill.step_s * (prefill.num_gpus if paid else 1) / problem.workload.prefill_batch
     rest = decode.step_s * (decode.num_gpus if paid else 1) / problem.workload.decode_batch
-    return first + bucket.output_tokens * rest
+    return first + bucket.output_tokens * rest, 0.0

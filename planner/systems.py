@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.evaluate import Evaluated, evaluate, lacking, memory_of, tag_of
+from planner.pair import race_pair
 from planner.problem import Problem
 from planner.rivals import baselines, rule_placement
 from planner.search import Race, race
@@ -105,11 +106,9 @@ class Found:
 def search_bucket(problem: Problem, bucket: Bucket) -> dict[str, Found]:
     """The searched schemes' entries for one bucket, by name. A family takes part in the search for the chosen policy,
     so it gets the best that was met there if its own search met nothing better."""
-    decode = race(problem, problem.question("decode", bucket))
-    winner = decode.simulated[decode.ranking()[0].row]
-    question = problem.question("prefill", bucket)
-    prefill = race(problem, question, cache=winner.placement, beside=(winner.program,))
-    found = {CHOSEN: Found(Entry(bucket, _best(prefill), winner.placement), max(decode.gap, prefill.gap))}
+    pair = race_pair(problem, bucket)
+    decode, prefill = pair.decode, pair.prefill
+    found = {CHOSEN: Found(Entry(bucket, _best(prefill), _best(decode)), max(decode.gap, prefill.gap))}
     for name in names(problem):
         if name in FAMILIES:
             try:

@@ -37,5 +37,5 @@ def test_an_unknown_source_and_no_files_are_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "binary.csv"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(SpecError, match="cannot be read"):
+    with pytest.raises(SpecError, match="not UTF-8 text"):
         imported_profile("vidur", [path])

@@ -137,6 +137,8 @@ def pool_chain(
     # the output goes back slice by slice, a base rank's at a time: only the last one's bytes come after all kernels
     shard = question.model.num_attention_heads // table["tensor"][cells.row].astype(np.int64)
     back = q_in * np.minimum(shard / heads.queries[cells.row], 1.0)
+    sums = pool.queries * _narrow(question, table, cells) * LSE_BYTES / network.nic_bytes_per_s
+    back = np.where(table["keys"][cells.row] > 1, np.minimum(sums, back), back)  # of a split, the sums come last
     there = np.where(far, 2 * network.latency_s + q_in + back + arrives, pool.seconds)
     there = there + (cells.block + 1) * copies.sliced + copies.pool + copies.base
     busy = (pool.queries > 0) & (pool.seconds > 0)

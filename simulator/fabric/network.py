@@ -18,6 +18,7 @@ from simulator.fabric.topology import Resource, Topology
 from simulator.host import Host
 from simulator.interference import Interference
 from simulator.simulation.clock import Action, Clock, picoseconds
+from simulator.units import PICOSECONDS_PER_S
 
 TRANSFERS_FIRST = 1e18  # bytes/s at the level of a whole device's kernel: transfers reach their links' rates first
 
@@ -53,6 +54,12 @@ class CollectiveFlow:
     work: float
     path: Path
     cap: float
+
+    @property
+    def least_ps(self) -> int:
+        """On idle links, less the picoseconds that rounding may give."""
+        flowing_s = self.work / self.cap if self.work else 0.0
+        return max(self.latency_ps + int(flowing_s * PICOSECONDS_PER_S) - 2, 0)
 
 
 class Network:

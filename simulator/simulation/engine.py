@@ -30,7 +30,8 @@ from simulator.profile import Profile
 from simulator.program import Collective, Program, Recv, Send
 from simulator.simulation.clock import Clock, collector_paused, picoseconds
 from simulator.simulation.deadlock import Stuck, deadlock_message
-from simulator.simulation.streams import COMPUTE, RankStreams, followers_of, streams_of
+from simulator.simulation.lateness import Late, latest_starts
+from simulator.simulation.streams import COLLECTIVE, COMPUTE, RankStreams, followers_of, streams_of
 from simulator.simulation.timeline import Timeline
 from simulator.simulation.world import Seconds, World, world_of
 from simulator.units import PICOSECONDS_PER_S
@@ -53,7 +54,7 @@ def run(program: Program, cluster: Cluster, durations_s: Sequence[Seconds], worl
 def run_until(
     program: Program, cluster: Cluster, durations_s: Sequence[Seconds], deadline_s: float, world: World | None = None
 ) -> Timeline | None:
-    """As ``run``; None as soon as the clock passes ``deadline_s``: the program takes longer."""
+    """As ``run``; None as soon as it is certain to take longer than ``deadline_s`` (``lateness.py``)."""
     _check_size(program, cluster)
     with collector_paused():
         return _Run(program, Topology(cluster), durations_s, world or World()).play(deadline_s)
@@ -108,13 +109,19 @@ class _Run:
         self.meetings: dict[tuple[int, ...], list[End]] = {}
         self.groups: dict[tuple[int, ...], int] = {}
         self.flows: dict[Call, CollectiveFlow] = {}
+        self.latest: list[list[int]] | None = None
 
     def play(self, deadline_s: float) -> Timeline | None:
+        if not math.isinf(deadline_s):
+            self.latest = self._latest(picoseconds(deadline_s))
         for rank, streams in enumerate(self.streams):
             for numbers in streams.streams.values():
                 if not self.left[rank][numbers[0]]:
                     self.clock.after(0, partial(self._start, rank, numbers[0]))
-        self.clock.run(None if math.isinf(deadline_s) else picoseconds(deadline_s) + 1)
+        try:
+            self.clock.run(None if math.isinf(deadline_s) else picoseconds(deadline_s) + 1)
+        except Late:
+            return None
         stuck = self._stuck()
         if stuck and not math.isinf(self.clock.peek()):
             return None
@@ -142,8 +149,22 @@ class _Run:
             lengths[number] = before[task.last + 1] - before[task.first]
         return lengths
 
+    def _latest(self, deadline_ps: int) -> list[list[int]]:
+        """When every task must begin; lengths on shared cores are not known before."""
+        found = []
+        for rank, streams in enumerate(self.streams):
+            alone_ps = [max(length, 0) for length in self.length[rank]]
+            for number in streams.streams.get(COLLECTIVE, ()):
+                operation = self.program.ranks[rank][streams.tasks[number].first]
+                assert isinstance(operation, Collective)
+                alone_ps[number] = self._flow(operation).least_ps
+            found.append(latest_starts(self.followers[rank], alone_ps, deadline_ps))
+        return found
+
     def _start(self, rank: int, number: int) -> None:
         """All that a task waits for has ended."""
+        if self.latest is not None and self.clock.now_ps > self.latest[rank][number]:
+            raise Late
         length = self.length[rank][number]
         if length >= 0:
             self.began[rank][number] = self.clock.now_ps
