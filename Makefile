@@ -1,16 +1,20 @@
 # Two commands: `make demo` and `make test`. Both make .venv and install what they need.
+# `make validate` (root) runs the campaign of emulated clusters; it takes up where it was stopped.
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test lint types layers unit format clean
+.PHONY: demo test validate lint types layers unit format clean
 
 demo: $(STAMP)
 	@$(BIN)/python -m planner.demo
 
 test: lint types layers unit
+
+validate: $(STAMP)
+	@$(BIN)/python -m benchmarks.validate
 
 $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "attnplan needs Python 3.11 or newer as '$(PYTHON)'; set PYTHON=..."; exit 2; }
