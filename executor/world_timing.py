@@ -228,9 +228,11 @@ def time_collective(
     num_ranks: int,
     sizes: Sequence[int] = COLLECTIVE_BYTES,
     algorithm: Algorithm = "auto",
+    ranks: tuple[int, ...] = (),
 ) -> list[tuple[GroupCollective, float]]:
-    """(collective, median seconds from its last rank's arrival to its last rank's end) at each size."""
-    answers = world.run(collectives, kind, tuple(range(num_ranks)), tuple(sizes), algorithm)
+    """(collective, median seconds from its last rank's arrival to its last rank's end) at each size, of the first
+    ``num_ranks`` ranks or of ``ranks``."""
+    answers = world.run(collectives, kind, ranks or tuple(range(num_ranks)), tuple(sizes), algorithm)
     seconds = [
         median(max(end for _, end in ranks) - max(began for began, _ in ranks) for ranks in zip(*size, strict=True))
         for size in zip(*(answer for answer in answers if answer), strict=True)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 import numpy as np
 
-from benchmarks.campaign.cells import Cell
+from benchmarks.campaign.cells import TEACHER_ROUNDS, Cell, teaching_cells
 from benchmarks.campaign.places import PLACES
+from benchmarks.campaign.race import run_race
 from calibration.in_steps import covering, preferred, rows_in_steps, view_seconds
 from calibration.rows import TimedRow
 from calibration.sweep import SOURCE, Sweep, cpu_device, cpu_kernels, cpu_profile, hints_of
@@ -17,7 +19,7 @@ from executor.environment import cpu_name
 from executor.step_timing import time_steps
 from executor.supervisor import Supervisor
 from executor.timing import time_kernels
-from planner.learning import with_corrections
+from planner.learning import Lesson, taught, with_corrections
 from simulator.cluster import Cluster
 from simulator.costs.pricing import price
 from simulator.formats.files import load, to_json, write_atomically
@@ -39,7 +41,8 @@ def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
     path = folder / "kernels.json"
     if path.exists():
         return load_profile(path)
-    questions = {(cell.model, cell.phase, cell.tokens): cell for cell in cells}.values()
+    teachers = [cell for place in {cell.place for cell in cells} for cell in teaching_cells(place)]
+    questions = {(cell.model, cell.phase, cell.tokens): cell for cell in (*cells, *teachers)}.values()
     with Supervisor(2, timeout_s=10 * KERNEL_BUDGET_S) as world:
         played = [one for cell in questions for one in played_plans(cell, world)]
         in_steps = rows_in_steps(played)
@@ -81,10 +84,33 @@ def with_classes(profile: Profile, played: Sequence[Played]) -> Profile:
 
 
 def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple[Cluster, Profile]:
-    """The cluster with its NICs' latencies, and the profile with its hosts, as measured on this world."""
+    """The cluster with its NICs' latencies, and the profile with its hosts, as measured on this world, and with what
+    steps of a model that is not the campaign's teach beyond that."""
     profile_path, cluster_path = folder / f"profile-{cluster.name}.json", folder / f"cluster-{cluster.name}.json"
     if profile_path.exists() and cluster_path.exists():
         return load(cluster_path, Cluster), load_profile(profile_path)
+    measured = measured_place(folder, cluster, world)
+    cluster = with_nic_latency(cluster, world)
+    lessons = [one for cell in teaching_cells(cluster.name) for one in lessons_of(cell, world)]
+    profile = taught(measured, cluster, lessons)
+    write_atomically(folder / f"measured-{cluster.name}.json", to_json(measured))
+    write_atomically(cluster_path, to_json(cluster))
+    write_atomically(profile_path, to_json(profile))
+    return cluster, profile
+
+
+def lessons_of(cell: Cell, world: Supervisor) -> list[Lesson]:
+    """A short race of the cell's candidates."""
+    race = cell.race()
+    runs = run_race(world, race, TEACHER_ROUNDS)
+    return [
+        Lesson(race.program(placement), median(run.durations_s), run.spans_s)
+        for placement, run in zip(race.placements, runs, strict=True)
+    ]
+
+
+def measured_place(folder: Path, cluster: Cluster, world: Supervisor) -> Profile:
+    """The kernels with this world's hosts, messages and collectives."""
     kernels = load_profile(folder / "kernels.json")
     first = cluster.nodes[0]
     ranks, cores = first.gpus, first.cores or first.gpus
@@ -97,7 +123,7 @@ def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple
         send_issue_s_per_byte=issue_s_per_byte,
         core_capacity=world_timing.core_capacity(world, cores, LOADED_S),
         transfer_core_s_per_byte=world_timing.core_s_per_byte(times),
-        transfer_latency_s=latency_s if len(cluster.nodes) == 1 else None,
+        transfer_latency_s=latency_s,
         memory_bandwidth_bytes_per_s=world_timing.memory_bandwidth_bytes_per_s(world, cores, LOADED_S),
     )
     rows = []
@@ -107,23 +133,21 @@ def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple
     source = f"{SOURCE}: ping-pong of two ranks"
     measured = SendRecv(latency_s=latency_s, bandwidth_bytes_per_s=bytes_per_s, tag="measured", source=source)
     sweep = cpu_profile(Sweep(tuple(rows), kernels.gpu, host, measured))
-    profile = kernels.model_copy(
+    return kernels.model_copy(
         update={"host": host, "send_recv": measured, "collectives": sweep.collectives, "name": cluster.name}
     )
-    write_atomically(profile_path, to_json(profile))
-    cluster = with_nic_latency(cluster, world)
-    write_atomically(cluster_path, to_json(cluster))
-    return cluster, profile
 
 
 def with_nic_latency(cluster: Cluster, world: Supervisor) -> Cluster:
-    """NIC latencies as a ping-pong between the first two hosts has them."""
+    """NIC latencies as collectives have them: a ring of two ranks, one on each of the first two hosts, takes two."""
     if len(cluster.nodes) == 1:
         return cluster
-    times = world_timing.time_messages(world, pair=(0, cluster.nodes[0].gpus))
-    latency_s, _ = world_timing.latency_and_bandwidth(times)
+    pair = (0, cluster.nodes[0].gpus)
+    (_, seconds), *_ = world_timing.time_collective(
+        world, "all_reduce", 2, world_timing.COLLECTIVE_BYTES[:1], ranks=pair
+    )
     nodes = tuple(
-        node.model_copy(update={"nics": node.nics and node.nics.model_copy(update={"latency_s": latency_s})})
+        node.model_copy(update={"nics": node.nics and node.nics.model_copy(update={"latency_s": seconds / 2})})
         for node in cluster.nodes
     )
     return cluster.model_copy(update={"nodes": nodes, "fabric": cluster.fabric.model_copy(update={"latency_s": 0.0})})

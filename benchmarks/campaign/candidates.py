@@ -35,14 +35,14 @@ def candidates(model: Model, phase: Phase, nodes: Ranks) -> tuple[Candidate, ...
         order = interleaved(nodes)
         family = [across(one, order) if len(one.placement.ranks) == 2 else one for one in family]
         family.append(next(one for one in statics(model) if one.name == "tp2"))
-        family = [reducing(one, "ring") for one in family]  # what "auto" is to gloo
+        family = [reducing(one, "ring") if one.name in ("tp2-across", "tp4") else one for one in family]
         if len({nodes.count(node) for node in nodes}) == 1:
             family.append(reducing(next(one for one in family if one.name == "tp4"), "hierarchical", "tp4-two-level"))
     return tuple(family)
 
 
 def reducing(candidate: Candidate, algorithm: Literal["ring", "hierarchical"], name: str = "") -> Candidate:
-    """The same plan with its all-reduces by ``algorithm``."""
+    """The same plan with its all-reduces, which span hosts, by ``algorithm`` (inside a host there is only gloo's)."""
     changed = {"all_reduce": algorithm, "name": name or candidate.name}
     return Candidate(changed["name"], candidate.scheme, candidate.placement.model_copy(update=changed))
 

@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.campaign.candidates import Candidate, candidates
-from benchmarks.campaign.models import MODELS
+from benchmarks.campaign.models import MODELS, TEACHER
 from benchmarks.campaign.places import PLACES
 from benchmarks.campaign.race import Race
 from planner.prediction import predict_step
 from simulator.cluster import Cluster
+from simulator.model import Model
 from simulator.profile import Profile
 from simulator.workload import Phase
 
 PREFILL_TOKENS, PREFILL_BATCH = (64, 128, 256, 512), 2
 DECODE_TOKENS, DECODE_BATCH = (128, 256, 512, 1024), 32
+
+
+TEACHER_TOKENS: dict[Phase, tuple[int, ...]] = {"prefill": (96, 320), "decode": (192, 768)}
+TEACHER_ROUNDS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +50,16 @@ class Cell:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        return candidates(MODELS[self.model], self.phase, self.nodes)
+        return candidates(self.its_model, self.phase, self.nodes)
+
+    @property
+    def its_model(self) -> Model:
+        return TEACHER if self.model == TEACHER.name else MODELS[self.model]
 
     def race(self) -> Race:
         batch = PREFILL_BATCH if self.phase == "prefill" else DECODE_BATCH
         placements = tuple(candidate.placement for candidate in self.candidates)
-        return Race(MODELS[self.model], self.phase, self.tokens, batch, self.nodes, placements)
+        return Race(self.its_model, self.phase, self.tokens, batch, self.nodes, placements)
 
 
 def all_cells(places: Iterable[str], models: Iterable[str], phases: Iterable[Phase]) -> Iterator[Cell]:
@@ -61,6 +70,11 @@ def all_cells(places: Iterable[str], models: Iterable[str], phases: Iterable[Pha
             for phase in phases:
                 for tokens in PREFILL_TOKENS if phase == "prefill" else DECODE_TOKENS:
                     yield Cell(place, model, phase, tokens)
+
+
+def teaching_cells(place: str) -> list[Cell]:
+    """What a place is taught by: another model at other lengths."""
+    return [Cell(place, TEACHER.name, phase, tokens) for phase, all_ in TEACHER_TOKENS.items() for tokens in all_]
 
 
 def predictions(cell: Cell, cluster: Cluster, profile: Profile) -> dict[str, list[float]]:

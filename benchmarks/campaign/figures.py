@@ -119,15 +119,15 @@ def kendall(
 
 
 def summary(results: Sequence[Result]) -> dict[str, float]:
-    """The figures of many cells."""
+    """The figures of many cells; ranking and regret of those with several candidates (nan: none)."""
     cells: dict[str, list[Result]] = {}
     for one in results:
         cells.setdefault(one.cell, []).append(one)
-    figures = [cell_figures(members) for members in cells.values()]
+    figures = [cell_figures(members) for members in cells.values() if len(members) > 1]
     errors = np.abs([one.error for one in results])
     close = [figure for figure in figures if figure.too_close]
     return {
-        "cells": len(figures),
+        "cells": len(cells),
         "candidates": len(results),
         "error_median": float(np.median(errors)),
         "error_p90": float(np.quantile(errors, 0.9)),
@@ -135,11 +135,15 @@ def summary(results: Sequence[Result]) -> dict[str, float]:
         "bias_median": float(np.median([one.error for one in results])),
         "spread_median": float(np.median([one.spread for one in results])),
         "coverage": float(np.mean([one.inside for one in results])),
-        "regret_median": float(np.median([figure.regret for figure in figures])),
-        "regret_worst": max(figure.regret for figure in figures),
-        "regret_worst_low": max(figure.regret_low for figure in figures),
-        "tau_median": float(np.median([figure.tau for figure in figures])),
-        "tau_distinct_median": float(np.median([figure.tau_distinct for figure in figures])),
-        "too_close_share": len(close) / len(figures),
-        "hit_rate": float(np.mean([figure.hit for figure in figures])),
+        "regret_median": middle([figure.regret for figure in figures]),
+        "regret_worst": max((figure.regret for figure in figures), default=float("nan")),
+        "regret_worst_low": max((figure.regret_low for figure in figures), default=float("nan")),
+        "tau_median": middle([figure.tau for figure in figures]),
+        "tau_distinct_median": middle([figure.tau_distinct for figure in figures]),
+        "too_close_share": len(close) / max(len(figures), 1),
+        "hit_rate": sum(figure.hit for figure in figures) / max(len(figures), 1),
     }
+
+
+def middle(values: Sequence[float]) -> float:
+    return median(values) if values else float("nan")

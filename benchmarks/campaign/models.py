@@ -27,4 +27,8 @@ ROUTED = model(
     intermediate_size=1024,
     experts=Experts(num_experts=8, top_k=2, intermediate_size=768, capacity_factor=1.25),
 )  # fmt: skip
+TEACHER = model(  # none of the campaign's: what places are taught by before anything is predicted
+    "teacher", (Layer(),) * 3, hidden_size=384, num_attention_heads=8, num_key_value_heads=4, head_dim=48,
+    intermediate_size=1024,
+)  # fmt: skip
 MODELS = {one.name: one for one in (GROUPED, WIDE, DEEP, ROUTED)}
