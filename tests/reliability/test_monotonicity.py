@@ -27,7 +27,7 @@ from simulator.errors import InfeasibleError
 from simulator.fabric.topology import Topology
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, Kernel, Moe, flops, memory_bytes
 from simulator.lowering import lower
-from simulator.memory import rank_memory
+from simulator.memory import footprint, rank_memory
 from simulator.simulation.engine import run
 from simulator.simulation.timeline import Timeline
 from simulator.workload import prefill_step
@@ -158,7 +158,7 @@ def test_a_longer_prompt_or_batch_never_needs_less_work_or_memory(
         sum(flops(kernel) for ops in program.ranks for op in ops for kernel in kernels_of(op, "bf16"))
         for program in programs
     ]
-    used = [rank_memory(model, [program], [GPU] * tensor) for program in programs]
+    used = [rank_memory(model, [footprint(model, program)], [GPU] * tensor) for program in programs]
     assert work[1] > work[0]
     for small, large in zip(*used, strict=True):
         assert large.kv_cache >= small.kv_cache
