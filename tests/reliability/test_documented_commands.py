@@ -33,9 +33,7 @@ ELSEWHERE = {
 }
 SLOW = (
     "plan make fa-pool",
-    "plan make local --profile out/local-profile.json && plan run out/local-allocation.json --tokens 1024 "
-    "--decode-tokens 32",
-    "plan validate out/local-allocation.json out/measurement.json",
+    "plan make local ",
     "plan calibrate import aiconfigurator",
     "plan run ",
     "plan validate ",
