@@ -72,7 +72,7 @@ def upload(context: Any, address: str, path: Path) -> list[str]:
     page = context.new_page()
     try:
         page.goto(f"{address}/validate")
-        page.wait_for_selector("input[type=file]", state="attached", timeout=LIMIT_MS)
+        page.wait_for_selector("[data-testid=stAlert]", timeout=LIMIT_MS)  # the page has run: it asks for both files
         for index in range(2):
             page.locator("input[type=file]").nth(index).set_input_files(path)
             page.get_by_text(path.name).nth(index).wait_for(timeout=LIMIT_MS)
