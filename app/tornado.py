@@ -25,9 +25,8 @@ def tornado(now_s: float, rows: Sequence[Sensitivity]) -> str:
 
 
 def _row(row: Sensitivity, now_s: float, scale: float) -> str:
-    bars = [
-        _bar(seconds - now_s, sign, now_s, scale) for seconds, sign in ((row.low_s, "−20 %"), (row.high_s, "+20 %"))
-    ]
+    changed = (row.low_s, row.low_change), (row.high_s, row.high_change)
+    bars = [_bar(seconds - now_s, f"{100 * change:+.0f} %", now_s, scale) for seconds, change in changed]
     drawn = "".join(bars) or '<span class="ap-barlabel" style="left:51%">no effect</span>'
     return f'<div class="ap-factor">{escape(row.factor)}</div><div class="ap-bars"><i></i>{drawn}</div>'
 
