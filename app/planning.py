@@ -17,6 +17,7 @@ import streamlit as st
 
 from app.nearby import stamp
 from app.question import canonical_command
+from app.stopping import may_go_on
 from simulator.allocation import Allocation
 from simulator.errors import SpecError
 from simulator.formats.files import load
@@ -65,11 +66,8 @@ def allocation_json(words: tuple[str, ...]) -> str | None:
         KEPT.move_to_end(key)
         return KEPT[key]
     stopped = f"stopped.{command}"
-    if st.session_state.get(stopped):
-        st.info("Planning was stopped.", icon=":material/stop_circle:")
-        if not st.button("Plan again", icon=":material/play_arrow:", key=f"again.{command}"):
-            return None
-        st.session_state[stopped] = False
+    if not may_go_on(stopped, words="Planning was stopped.", button="Plan again", key=f"again.{command}"):
+        return None
     place = st.empty()
     with place.container():
         bar = st.progress(0.0, "Planning …")

@@ -13,6 +13,7 @@ from app.heatmap import Axes, heat_map, table_rows, tokens_label
 from app.inputs import choose, slide, switch
 from app.nearby import stamp
 from app.question import Words, problem_of, step_parts, step_words
+from app.stopping import may_go_on
 from app.tornado import tornado
 from planner.exploring.sensitivity import Sensitivity, sensitivities
 from planner.exploring.surface import BAND, Crossing, surface, thresholds
@@ -114,11 +115,8 @@ def slices(where: Where, key: str, batch: int) -> grid.Slices | None:
     if not grid.missing(have, batch):
         return have
     stopped = f"stopped.{key}.{batch}"
-    if st.session_state.get(stopped):
-        st.info("Stopped; what was simulated is kept.", icon=":material/stop_circle:")
-        if not st.button("Go on", icon=":material/play_arrow:", key=f"again.{key}"):
-            return None
-        st.session_state[stopped] = False
+    if not may_go_on(stopped, words="Stopped; what was simulated is kept.", button="Go on", key=f"again.{key}"):
+        return None
     place = st.empty()
     with place.container():
         bar = st.progress(0.0, "Simulating every cell of the map once …")
