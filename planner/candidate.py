@@ -53,6 +53,14 @@ def row(scheme: Scheme, **columns: int) -> tuple[int, ...]:
     return tuple((DEFAULTS | {"scheme": int(scheme)} | columns).values())
 
 
+def rows(scheme: Scheme, count: int, **columns: npt.ArrayLike) -> Table:
+    """``count`` candidates from columns (or one value for all), defaults where nothing is given."""
+    table = np.empty(count, dtype=ROW)
+    for name, value in (DEFAULTS | {"scheme": int(scheme)} | columns).items():
+        table[name] = value
+    return table
+
+
 def num_gpus(table: Table) -> npt.NDArray[np.int64]:
     """GPUs of every candidate."""
     static = table["tensor"] * table["stages"] * table["replicas"]

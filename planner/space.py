@@ -23,9 +23,11 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from planner.candidate import COLUMNS, MODES, ROW, RULES, Scheme, Table, name_of, num_gpus, pool_gpus, row
+from planner.candidate import COLUMNS, MODES, ROW, Scheme, Table, name_of, num_gpus, pool_gpus, row
+from planner.counts import cuts, is_allotment, micro_batch_counts, tensor_degrees
 from planner.dealing import dealings
 from planner.placing import attending_ranks, placement_of
+from planner.pooled import pooled
 from planner.question import Question
 from simulator.placement import even_split
 
@@ -45,15 +47,11 @@ __all__ = [
 ]
 
 SLICES = (2, 4, 8, 16)  # of a head
-KV_STREAMS = (1, 4)  # pieces of keys, so that their transfer hides behind attention
-MICRO_BATCHES = (1, 2, 4)
-FINE_POOL_RANKS = 64  # every pool size up to here; beyond, whole nodes
 
 
 def enumerate_space(question: Question) -> Table:
     """All candidates for a question, in a fixed order."""
-    rows = [row for order in range(len(question.orders)) for row in _rows(question, order)]
-    table = np.array(list(dict.fromkeys(rows)), dtype=ROW)
+    table = np.concatenate([part for order in range(len(question.orders)) for part in _parts(question, order)])
     return np.concatenate((table, _dealt(question, table))) if question.mixed else table
 
 
@@ -70,29 +68,16 @@ def _dealt(question: Question, table: Table) -> Table:
     return np.array(found, dtype=ROW)
 
 
-def _rows(question: Question, order: int) -> Iterator[tuple[int, ...]]:
-    yield from _static(question, order)
-    yield from _context(question, order)
-    if question.max_gpus > 1:
-        yield from _pools(question, order, joined=False)
-        yield from _pools(question, order, joined=True)
+def _parts(question: Question, order: int) -> Iterator[Table]:
+    """Family by family, in a fixed order; pools, of which there may be a million, as columns."""
+    several = question.max_gpus > 1
+    yield np.array([*_static(question, order), *_context(question, order)], dtype=ROW)
+    if several:
+        yield pooled(question, order, joined=False)
+        yield pooled(question, order, joined=True)
         if any(layer.routed for layer in question.model.layers):
-            yield from _separated(question, order)
-        yield from _two_level(question, order)
-
-
-def tensor_degrees(question: Question) -> tuple[int, ...]:
-    """Divisors of a node's GPUs, then whole nodes; no more than heads (or experts that a rank must hold)."""
-    model, node = question.model, question.node_gpus
-    most = min(question.max_gpus, model.num_attention_heads)
-    if model.experts is not None and any(layer.routed for layer in model.layers):
-        most = min(most, model.experts.num_experts)
-    inside = [size for size in range(1, min(node, most) + 1) if node % size == 0]
-    return (*inside, *range(2 * node, most + 1, node))
-
-
-def micro_batch_counts(question: Question) -> tuple[int, ...]:
-    return tuple(count for count in MICRO_BATCHES if count <= question.batch)
+            yield np.array([*_separated(question, order)], dtype=ROW)
+        yield np.array([*_two_level(question, order)], dtype=ROW)
 
 
 def _static(question: Question, order: int) -> Iterator[tuple[int, ...]]:
@@ -112,7 +97,7 @@ def _context(question: Question, order: int) -> Iterator[tuple[int, ...]]:
                 break
             if routed and not _dispatches(question, replicas):
                 continue
-            for rule, micro, streams in _cuts(question, replicas, 1):
+            for rule, micro, streams in cuts(question, replicas, 1):
                 if routed and not _every_rank_has_tokens(question, replicas, micro):
                     continue
                 for ring in (0, 1) if question.phase == "prefill" and streams == 1 else (0,):
@@ -131,67 +116,6 @@ def _dispatches(question: Question, replicas: int) -> bool:
 def _every_rank_has_tokens(question: Question, replicas: int, micro: int) -> bool:
     """In every micro-batch: decode deals whole sequences, prefill cuts each."""
     return replicas * micro <= question.batch if question.phase == "decode" else replicas <= question.tokens
-
-
-def _cuts(question: Question, queries: int, keys: int) -> Iterator[tuple[int, int, int]]:
-    """(block rule, micro-batches, key streams); the rule matters where queries are cut, streams where keys travel."""
-    prefill = question.phase == "prefill"
-    matters = prefill and queries > 1 and question.model.causal
-    for rule in range(len(RULES)) if matters else (2,):
-        for micro in micro_batch_counts(question):
-            for streams in KV_STREAMS if prefill and keys == 1 else (1,):
-                yield rule, micro, streams
-
-
-def _pools(question: Question, order: int, *, joined: bool) -> Iterator[tuple[int, ...]]:
-    scheme = Scheme.JOINED if joined else Scheme.POOL
-    bases = tensor_degrees(question) if question.base_gpus is None else (question.base_gpus,)
-    for base in bases:
-        if base > question.model.num_attention_heads:
-            continue
-        for pool in pool_sizes(question, base):
-            for heads, queries, keys in grids(question, pool + base if joined else pool):
-                for rule, micro, streams in _cuts(question, queries, keys):
-                    for multicast in _multicasts(question, queries * keys):
-                        yield row(
-                            scheme, order=order, tensor=base, heads=heads, queries=queries, keys=keys,
-                            rule=rule, micro_batches=micro, multicast=multicast, streams=streams,
-                        )  # fmt: skip
-
-
-def is_allotment(question: Question, gpus: int) -> bool:
-    """Whole nodes, or an even part of one: what schedulers hand out. ``fine``: any number."""
-    node = question.node_gpus
-    return question.fine or gpus % node == 0 or (gpus < node and node % gpus == 0)
-
-
-def pool_sizes(question: Question, base: int) -> tuple[int, ...]:
-    """Pool GPUs beside a base."""
-    most = question.max_gpus - base
-    fine = range(1, min(most, FINE_POOL_RANKS) + 1)
-    sizes = (*fine, *range(FINE_POOL_RANKS + question.node_gpus, most + 1, question.node_gpus))
-    return tuple(size for size in sizes if is_allotment(question, size))
-
-
-def grids(question: Question, ranks: int) -> Iterator[tuple[int, int, int]]:
-    """(head groups, query blocks, KV blocks) whose product is ``ranks``."""
-    windowed = any(layer.window for layer in question.model.layers)
-    for heads in range(1, min(ranks, question.model.num_attention_heads) + 1):
-        if ranks % heads or (question.model.num_attention_heads % heads and not question.fine):
-            continue
-        for queries in range(1, ranks // heads + 1):
-            if (ranks // heads) % queries or (question.phase == "decode" and queries > question.batch):
-                continue
-            keys = ranks // heads // queries
-            if not (windowed and keys > 1) and queries <= question.tokens and keys <= question.tokens:
-                yield heads, queries, keys
-
-
-def _multicasts(question: Question, receivers: int) -> tuple[int, ...]:
-    """Tree and chain differ from direct where several ranks want the same heads' keys, on other nodes."""
-    if question.phase == "decode" or receivers == 1 or question.max_gpus <= question.node_gpus:
-        return (0,)
-    return (0, 1, 2)
 
 
 def _separated(question: Question, order: int) -> Iterator[tuple[int, ...]]:
