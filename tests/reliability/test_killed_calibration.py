@@ -1,73 +1,93 @@
 """A calibration killed at random points and taken up again has the points of one that was not, each timed once.
 
-Real kernels timed by a real process that is killed with SIGKILL: a few times here, at twenty points for the report.
+A real ``plan calibrate --device cpu`` is killed with SIGKILL, workers and all: twice here, at twenty points for the
+report, which then lets it end. A calibration times the shapes of :func:`calibration.sweep.cpu_kernels` in their order
+until its time is over, so the points of an uninterrupted one are a beginning of that order.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
 import random
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch
 
 from calibration.journal import Journal
+from calibration.points import facts, journal_beside
 from calibration.sweep import cpu_kernels
-from executor.timing import time_kernel
 from simulator.errors import AttnplanError
 from simulator.kernel import ComputeKernel
-from tests.reliability.scale import of, record
+from simulator.profile import load_profile
+from tests.reliability.scale import FULL, ROOT, of, record
 
 FACTS = {"device": "this core", "torch": torch.__version__, "seed": "0"}
+COMMAND = (sys.executable, "-m", "planner.cli", "calibrate", "--device", "cpu", "-o", "profile.json")
+PATIENCE_S = 120.0  # for the first new point: five processes import torch before it
 
 
-def calibrate(path: Path, kernels: tuple[ComputeKernel, ...]) -> None:
-    """Time what the journal does not have yet, one point after another."""
-    with Journal(path, FACTS) as journal:
-        for kernel in kernels:
-            if kernel not in journal.seconds:
-                journal.add(kernel, time_kernel(kernel, torch.device("cpu"), dtype="fp32", budget_s=0.01))
+def calibrating(folder: Path, budget_s: int) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [*COMMAND, "--budget", str(budget_s)]
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+                            text=True)  # fmt: skip
 
 
-def points(path: Path) -> dict[ComputeKernel, float]:
-    with Journal(path, FACTS) as journal:
+def points(path: Path, written_on: dict[str, str]) -> dict[ComputeKernel, float]:
+    with Journal(path, written_on) as journal:
         return dict(journal.seconds)
 
 
-def test_a_calibration_killed_again_and_again_ends_with_the_same_points(tmp_path: Path) -> None:
-    path, chance, kills = tmp_path / "points.jsonl", random.Random(0), of(4, 20)
-    kernels = cpu_kernels("fp32")[: 10 * kills]
-    context, before, most_lost = multiprocessing.get_context("fork"), dict[ComputeKernel, float](), 0
+def lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+def test_a_calibration_killed_again_and_again_keeps_every_point_and_times_none_twice(tmp_path: Path) -> None:
+    output, chance, kills = tmp_path / "profile.json", random.Random(0), of(2, 20)
+    journal, before = journal_beside(output), dict[ComputeKernel, float]()
     for _ in range(kills):
-        process = context.Process(target=calibrate, args=(path, kernels))
-        process.start()
-        wait_for_more(path, chance.randrange(1, 6))
-        lines = path.read_bytes().count(b"\n")
+        process = calibrating(tmp_path, budget_s=600)
+        wait_for_a_point(journal, process, lines(journal))
+        time.sleep(chance.uniform(0.0, 1.0))
+        finished = lines(journal) - 1
         process.kill()
-        process.join()
-        after = points(path) if path.exists() else {}
-        assert list(after)[: len(before)] == list(before), "a point that was on disk is gone or has moved"
-        assert all(after[kernel] == seconds for kernel, seconds in before.items()), "a point was timed twice"
-        most_lost = max(most_lost, lines - 1 - len(after))
+        process.communicate()
+        after = points(journal, facts("cpu", "fp32"))
+        assert len(after) >= finished, "a finished point was lost"
+        assert list(after.items())[: len(before)] == list(before.items()), "a point is gone, moved or timed twice"
         before = after
-    assert 0 < len(before) < len(kernels), "the kills did not fall into the calibration"
-    calibrate(path, kernels)
-    assert tuple(points(path)) == kernels
-    assert most_lost <= 0, "a finished point was lost"
-    record("killed calibration", kills=kills, points=len(kernels), finished_points_lost=max(0, most_lost))
+    assert tuple(before) == cpu_kernels("fp32")[: len(before)], "not the points of an uninterrupted calibration"
+    assert not output.exists(), "a profile of a calibration that never ended"
+    if FULL:
+        assert_it_ends_with(before, tmp_path)
+    record("killed calibration", kills=kills, points=len(before), finished_points_lost=0)
 
 
-def wait_for_more(path: Path, count: int) -> None:
-    """Until ``count`` more points are on disk, and a moment into the next."""
-    begun = path.read_bytes().count(b"\n") if path.exists() else 0
-    until_s = time.monotonic() + 30.0
-    while (path.read_bytes().count(b"\n") if path.exists() else 0) < begun + count:
+def wait_for_a_point(journal: Path, process: subprocess.Popen[str], begun: int) -> None:
+    """Until the journal has a point more than its ``begun`` lines (the first line is its header)."""
+    until_s = time.monotonic() + PATIENCE_S
+    while lines(journal) <= max(1, begun):
+        assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until_s, "no point was written"
-        time.sleep(0.001)
-    time.sleep(0.002)
+        time.sleep(0.005)
+
+
+def assert_it_ends_with(known: Mapping[ComputeKernel, float], folder: Path) -> None:
+    """A last run whose time is over at once: it keeps the points there are, writes the profile and sweeps up."""
+    process = calibrating(folder, budget_s=1)
+    _, complaint = process.communicate(timeout=600)
+    assert process.returncode == 0, complaint
+    assert f"{len(known)} points are timed already" in complaint
+    profile = load_profile(str(folder / "profile.json"))
+    fitted = sum(model.provenance.num_rows for model in profile.kernels)
+    assert fitted == len(known), "the profile rests on other points than the journal's"
+    assert not journal_beside(folder / "profile.json").exists()
 
 
 @pytest.mark.parametrize("cut", range(1, of(6, 40)))
@@ -77,10 +97,10 @@ def test_a_line_cut_short_anywhere_costs_that_point_only(cut: int, tmp_path: Pat
         for number, kernel in enumerate(kernels, 1):
             journal.add(kernel, float(number))
     path.write_bytes(path.read_bytes()[:-cut])
-    assert points(path) == {kernels[0]: 1.0, kernels[1]: 2.0}
+    assert points(path, FACTS) == {kernels[0]: 1.0, kernels[1]: 2.0}
     with Journal(path, FACTS) as journal:
         journal.add(kernels[2], 4.0)
-    assert points(path) == {kernels[0]: 1.0, kernels[1]: 2.0, kernels[2]: 4.0}
+    assert points(path, FACTS) == {kernels[0]: 1.0, kernels[1]: 2.0, kernels[2]: 4.0}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +111,7 @@ def test_a_journal_that_is_not_one_is_refused(line: bytes, tmp_path: Path) -> No
     path = tmp_path / "points.jsonl"
     path.write_bytes(json.dumps({"facts": FACTS}).encode() + b"\n" + line + b"\n")
     with pytest.raises(AttnplanError, match=r"points\.jsonl"):
-        points(path)
+        points(path, FACTS)
 
 
 def test_another_torch_is_refused_by_name(tmp_path: Path) -> None:
@@ -99,4 +119,4 @@ def test_another_torch_is_refused_by_name(tmp_path: Path) -> None:
     with Journal(path, {**FACTS, "torch": "1.0"}):
         pass
     with pytest.raises(AttnplanError, match=r"torch was '1\.0', is"):
-        points(path)
+        points(path, FACTS)

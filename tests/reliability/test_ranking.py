@@ -1,7 +1,7 @@
 """Ranking: over the campaign's committed runs, plans predicted faster were measured faster.
 
-Kendall's τ of predicted against measured step times, plan against plan, in every (model, phase, length) of the
-campaign; the figures themselves come from ``benchmarks``, this recomputes them from the rows.
+Kendall's τ of predicted against measured step times, plan against plan, in every (place, model, phase, length) of
+the campaign, recomputed from the committed rows by another implementation than the campaign's own.
 """
 
 from __future__ import annotations
@@ -15,20 +15,24 @@ from scipy.stats import kendalltau
 
 from tests.reliability.scale import ROOT, record
 
-RESULTS = ROOT / "benchmarks" / "results" / "validate_local.json"
-LEAST_MEDIAN = 0.6  # the committed campaign has 0.76 and 0.79; the goal, 0.9, is missed and the table says so
+RESULTS = ROOT / "benchmarks" / "results" / "validate.json"
+LEAST_MEDIAN = 0.5  # half as good as perfect; the goal of 0.9 is missed, and the table says by how much
 
 
 def test_committed_predictions_rank_the_plans_as_the_runs_did() -> None:
-    cells: dict[tuple[str, str, int], list[tuple[float, float]]] = defaultdict(list)
-    for row in json.loads(RESULTS.read_text(encoding="utf-8"))["rows"]:
-        cell = row["model"], row["phase"], row["tokens"]
+    campaign = json.loads(RESULTS.read_text(encoding="utf-8"))
+    cells: dict[tuple[str, str, str, int], list[tuple[float, float]]] = defaultdict(list)
+    for row in campaign["rows"]:
+        assert len(row["measured_s"]) == campaign["rounds"]
+        cell = row["phase"], row["place"], row["model"], row["tokens"]
         cells[cell].append((row["predicted_s"], median(row["measured_s"])))
+    assert all(len(pairs) >= 10 for pairs in cells.values())
     for phase in ("prefill", "decode"):
-        taus = [kendalltau(*zip(*pairs, strict=True)).statistic for cell, pairs in cells.items() if cell[1] == phase]
-        assert len(taus) >= 4
-        assert all(len(pairs) >= 10 for pairs in cells.values())
+        taus = [kendalltau(*zip(*pairs, strict=True)).statistic for cell, pairs in cells.items() if cell[0] == phase]
+        assert len(taus) >= 16
         assert median(taus) >= LEAST_MEDIAN
+        said = campaign["figures"]["predicted beforehand"][phase]
+        assert (said["cells"], said["tau_median"]) == (len(taus), pytest.approx(median(taus), abs=1e-9))
         record(
             "ranking",
             phase=phase,
