@@ -235,12 +235,24 @@ def _add_rest(commands: Commands) -> None:  # type: ignore[valid-type]
         "--pcie-gbyte-s", type=above_zero, default=None, help="rate between GPUs without NVLink, each way"
     )
     cluster.add_argument("-o", "--output", type=Path, default=Path("cluster.yaml"), metavar="FILE")
+    _add_workload(commands)
     doctor = _command(commands, "doctor", "doctor:doctor", "what this machine has and what attnplan can do on it")
     _json(doctor)
     schema = _command(commands, "schema", "schema:print_schema", "the JSON Schema of a file")
     schema.add_argument("name")
     app = _command(commands, "app", "app:app", "the what-if explorer in a browser, on 127.0.0.1")
     app.add_argument("--port", type=int, default=8501)
+
+
+def _add_workload(commands: Commands) -> None:  # type: ignore[valid-type]
+    workload = _command(commands, "workload", "workload:import_trace", "a workload file from a log of requests")
+    workload.add_argument("action", choices=("import",))
+    workload.add_argument("source", choices=("trace",))
+    workload.add_argument("file", type=Path, help="Azure's CSV or Mooncake's JSON lines")
+    workload.add_argument("--buckets", type=positive, default=8, metavar="N", help="length buckets of equal share")
+    workload.add_argument("--prefill-batch", type=positive, metavar="N", help="prompts a prefill step (default 1)")
+    workload.add_argument("--decode-batch", type=positive, metavar="N", help="sequences a decode step (default 1)")
+    workload.add_argument("-o", "--output", type=Path, default=Path("workload.yaml"), metavar="FILE")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from simulator.workload import Workload
 Kind = Literal["models", "clusters", "workloads", "scenarios"]
 FOLDER = Path(__file__).with_suffix("")
 SUFFIXES = (".json", ".yaml", ".yml")
+TRACES = (".csv", ".jsonl")
 
 
 def names(kind: Kind) -> tuple[str, ...]:
@@ -46,8 +47,13 @@ def cluster(name_or_path: str) -> Cluster:
 
 
 def workload(name_or_path: str) -> Workload:
-    """A workload from a preset or a file."""
-    return load(_locate("workloads", name_or_path), Workload)
+    """A workload from a preset or a file; a trace is refused with the command that makes one of it."""
+    path = _locate("workloads", name_or_path)
+    if path.suffix in TRACES:
+        raise SpecError(
+            f"{path}: a trace, not a workload; make one: plan workload import trace {path} -o workload.yaml"
+        )
+    return load(path, Workload)
 
 
 def scenario(name_or_path: str) -> Scenario:

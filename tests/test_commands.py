@@ -11,6 +11,7 @@ import yaml
 
 from planner.cli import main
 from simulator import presets
+from simulator.errors import SpecError
 from simulator.profile import load_profile
 from tests.shared_data import shared
 
@@ -67,6 +68,27 @@ def test_a_topology_asks_for_options_by_their_names(capsys: pytest.CaptureFixtur
     code, _, err = run(capsys, "cluster", "import", "topo", str(source), "--gpu", "B300", "-o", str(output))
     assert code == 2
     assert "known: " in err
+
+
+def test_a_trace_becomes_a_workload_file_with_the_batches_stated(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    trace, output = tmp_path / "trace.csv", tmp_path / "workload.yaml"
+    trace.write_text(
+        "arrived_at,num_prefill_tokens,num_decode_tokens\n0,100,10\n1,100,20\n2,900,30\n3,900,40\n8,900,50\n"
+    )
+    command = ["workload", "import", "trace", str(trace), "--buckets", "2", "--decode-batch", "32", "-o", str(output)]
+    assert main(command) == 0
+    workload = presets.workload(str(output))
+    assert [(one.tokens, one.output_tokens, one.share) for one in workload.buckets] == [(100, 15, 0.4), (900, 40, 0.6)]
+    assert (workload.prefill_batch, workload.decode_batch, workload.requests_per_s) == (1, 32, 0.5)  # 4 gaps in 8 s
+    assert workload.assumptions == ("prefill batch 1: a trace does not tell it",)
+    assert "32 sequences" in capsys.readouterr().out
+
+
+def test_a_trace_where_a_workload_is_asked_for_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match=r"make one: plan workload import trace .*trace\.csv -o workload\.yaml"):
+        presets.workload(str(tmp_path / "trace.csv"))
 
 
 def test_compare_prints_json_and_nothing_else(capsys: pytest.CaptureFixture[str], small: list[str]) -> None:

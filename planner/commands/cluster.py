@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
-
-import yaml
 
 from planner.commands.output import say, table, to_terminal
 from simulator import presets
 from simulator.cluster import Cluster
 from simulator.errors import SpecError
-from simulator.formats.files import to_json, write_atomically
+from simulator.formats.files import to_yaml, write_atomically
 from simulator.formats.topo import TopoOptions, from_topo
 from simulator.units import format_bytes
 
@@ -32,7 +29,8 @@ def import_topo(arguments: argparse.Namespace) -> int:
         cluster = from_topo(arguments.file, options(arguments))
     except SpecError as error:
         raise SpecError(with_options(str(error))) from error
-    write_atomically(arguments.output, to_yaml(cluster))
+    comment = f"Made by plan cluster import topo. {cluster.source}."
+    write_atomically(arguments.output, to_yaml(cluster, comment=comment))
     show(cluster)
     say(f"wrote {arguments.output}")
     return 0
@@ -42,7 +40,10 @@ def options(arguments: argparse.Namespace) -> TopoOptions:
     """What the matrix does not tell, in SI units. ``--gpu`` must be a type that a shipped cluster knows."""
     known = presets.gpus()
     if arguments.gpu not in known:
-        raise SpecError(f"--gpu: unknown {arguments.gpu!r}; known: {', '.join(known)}")
+        raise SpecError(
+            f"--gpu: unknown {arguments.gpu!r}; known: {', '.join(known)}; for another type import with one of "
+            "these, then write the type's datasheet under gpus in the file"
+        )
     nic = arguments.nic_gbit_s
     pcie = arguments.pcie_gbyte_s
     return TopoOptions(
@@ -59,12 +60,6 @@ def with_options(message: str) -> str:
     for field, option in OPTIONS.items():
         message = message.replace(field, option)
     return message
-
-
-def to_yaml(cluster: Cluster) -> str:
-    """The cluster as a file that ``--cluster`` reads, keys in the order of the schema."""
-    header = f"# Made by plan cluster import topo. {cluster.source}.\n"
-    return header + yaml.safe_dump(json.loads(to_json(cluster)), sort_keys=False, allow_unicode=True)
 
 
 def show(cluster: Cluster) -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails
 from pydantic_core import to_json as encode_json
@@ -32,6 +33,7 @@ __all__ = [
     "parse_yaml",
     "read_text",
     "to_json",
+    "to_yaml",
     "validate",
     "write_atomically",
 ]
@@ -209,3 +211,9 @@ def _mode_for(path: Path) -> int:
 def to_json(record: BaseModel) -> str:
     """Canonical JSON of a record: stable key order, two-space indent, final newline."""
     return json.dumps(record.model_dump(mode="json"), indent=2, sort_keys=False, allow_nan=False) + "\n"
+
+
+def to_yaml(record: BaseModel, *, comment: str) -> str:
+    """The same keys in the same order as YAML, for files that people go on to edit; ``comment`` is its first line."""
+    text = yaml.safe_dump(json.loads(to_json(record)), sort_keys=False, allow_unicode=True)
+    return f"# {comment}\n{text}"
