@@ -1,17 +1,18 @@
-"""World: the ranks of a run and how their transfers travel — gloo between processes, NCCL between GPUs.
+"""World: the ranks of a run and how their transfers travel — a mesh between processes that met over gloo, NCCL between
+GPUs.
 
-Receives are posted early (gloo), sends never wait, and a value is waited for only when it is read. NCCL has no tags:
-messages between two ranks pair by order, which ``check_order`` asserts, and every direction of a pair has a
-communicator of its own so that a send can never queue behind a receive of the same pair.
+Sends never wait, and a value is waited for only when it is read. NCCL has no tags: messages between two ranks pair by
+order, which ``check_order`` asserts, and every direction of a pair has a communicator of its own so that a send can
+never queue behind a receive of the same pair.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +20,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from executor.time_slices import at_once, threads
+from executor import exchange, mesh
 from executor.transfers import Issued, padded, side_by_side
-from executor.two_levels import TwoLevelAllReduce, levels_of
 from executor.weights import TORCH_DTYPES, Weights
 from simulator import program as p
 from simulator.errors import ExecutionError
 
-POSTED_BYTES = 256 * 2**20  # receives posted ahead of need hold at most this much
+BARRIERS = 2  # the mesh's channel for them
 LOOPBACK = {"Linux": "lo", "Darwin": "lo0"}
 
 
@@ -44,6 +44,7 @@ class World:
     groups: dict[tuple[int, ...], dist.ProcessGroup | None] = field(default_factory=dict)
     lanes: dict[tuple[int, int], dist.ProcessGroup | None] = field(default_factory=dict)
     weights: tuple[tuple[Any, ...], Weights] | None = None  # of the model that ran last
+    mesh: mesh.Mesh | None = None  # between CPU ranks
 
     def prepare(self, programs: Sequence[p.Program]) -> None:
         """Make every group the programs need. All ranks call this with the same programs."""
@@ -57,31 +58,15 @@ class World:
                     self.lanes[pair] = dist.new_group(list(pair), backend="nccl")
 
     def meet(self, ranks: tuple[int, ...]) -> None:
-        """Make the groups a collective of ``ranks`` may need, once. All ranks of the world call this alike."""
-        levels = levels_of(ranks, self.nodes)
-        before = threads()
-        for part in (ranks, *(levels.groups if levels else ())):
-            if part not in self.groups and len(part) > 1:
-                self.groups[part] = dist.new_group(list(part), backend=self.backend)
-        if self.backend == "gloo":
-            at_once(threads() - before)
-
-    def two_levels(self, operation: p.Collective) -> tuple[dist.ProcessGroup, dist.ProcessGroup] | None:
-        """This rank's group inside its node and across nodes, where the program asks for a hierarchical all-reduce and
-        its ranks allow one. ``auto`` is the library's own way: gloo's ring; NCCL chooses itself."""
-        levels = levels_of(operation.ranks, self.nodes)
-        flat = operation.kind != "all_reduce" or operation.algorithm != "hierarchical"
-        if flat or levels is None or self.backend != "gloo":
-            return None
-        inside, across = (
-            self.groups[next(ranks for ranks in part if self.rank in ranks)] for part in (levels.inside, levels.across)
-        )
-        assert inside is not None
-        assert across is not None
-        return inside, across
+        """Make the group of a collective, once; a mesh needs none. All ranks of the world call this alike."""
+        if self.mesh is None and ranks not in self.groups and len(ranks) > 1:
+            self.groups[ranks] = dist.new_group(list(ranks), backend=self.backend)
 
     def barrier(self) -> None:
-        dist.barrier()
+        if self.mesh is not None:
+            self.mesh.barrier(BARRIERS)
+        else:
+            dist.barrier()
 
 
 def join_gloo(rank: int, size: int, store: Path, timeout_s: float) -> World:
@@ -90,7 +75,15 @@ def join_gloo(rank: int, size: int, store: Path, timeout_s: float) -> World:
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
     )
-    return World(rank, size, "gloo", torch.device("cpu"))
+    return World(rank, size, "gloo", torch.device("cpu"), mesh=mesh.join(rank, size, agree))
+
+
+def agree(numbers: list[int]) -> list[list[int]]:
+    """Every rank's numbers, by rank."""
+    mine = torch.tensor(numbers, dtype=torch.int64)
+    found = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+    dist.all_gather(found, mine)
+    return [one.tolist() for one in found]
 
 
 def join_nccl(timeout_s: float) -> World:
@@ -148,79 +141,67 @@ def check_order(program: p.Program) -> None:
 
 @dataclass
 class _Arriving:
-    """A transfer under way and the value it fills."""
+    """A transfer of torch.distributed under way and the value it fills."""
 
-    work: dist.Work | TwoLevelAllReduce | None
+    work: dist.Work | None
     value: Tensor
-    transport: DistributedTransport
     operation: p.Recv | p.Collective
 
     def wait(self) -> Tensor:
         if self.work is not None:
             self.work.wait()
-        if isinstance(self.operation, p.Collective):
-            return side_by_side(self.operation, self.value) if self.operation.kind == "all_gather" else self.value
-        self.transport.arrived(self.value)
+        if isinstance(self.operation, p.Collective) and self.operation.kind == "all_gather":
+            return side_by_side(self.operation, self.value)
         return self.value
 
 
+@dataclass(frozen=True, slots=True)
+class _OnMesh:
+    """A transfer of the mesh under way."""
+
+    wait: Callable[[], Tensor]
+
+
 class DistributedTransport:
-    """One rank's transfers through torch.distributed."""
+    """One rank's transfers: through the mesh if its world has one, else through torch.distributed."""
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.issued = Issued()
         self._sends: list[tuple[dist.Work, Tensor]] = []
-        self._to_post: deque[p.Recv] = deque()
-        self._posted: dict[tuple[int, int], deque[_Arriving]] = {}
-        self._posted_bytes = 0
 
     def begin(self, operations: Sequence[p.Operation]) -> None:
         self.issued = Issued()
-        self._posted_bytes = 0
-        self._to_post = deque(operation for operation in operations if isinstance(operation, p.Recv))
-        if self.world.backend == "gloo":
-            self._post_more()
 
     def send(self, operation: p.Send, value: Tensor) -> None:
         self.issued.send(value)
         value = value.contiguous()
+        if self.world.mesh is not None:
+            self.world.mesh.send(operation.to, exchange.MESSAGES, operation.tag, value)
+            return
         lane = self.world.lanes.get((self.world.rank, operation.to))
         work = dist.isend(value, operation.to, group=lane, tag=operation.tag)
         if work is not None:
             self._sends.append((work, value))
 
-    def receive(self, operation: p.Recv) -> _Arriving:
-        key = (operation.source, operation.tag)
-        while not self._posted.get(key):
-            self._post(self._to_post.popleft())
-        return self._posted[key].popleft()
-
-    def arrived(self, value: Tensor) -> None:
-        self._posted_bytes -= value.numel() * value.element_size()
-        if self.world.backend == "gloo":
-            self._post_more()
-
-    def _post_more(self) -> None:
-        while self._to_post and self._posted_bytes < POSTED_BYTES:
-            self._post(self._to_post.popleft())
-
-    def _post(self, operation: p.Recv) -> None:
+    def receive(self, operation: p.Recv) -> _Arriving | _OnMesh:
+        if self.world.mesh is not None:
+            return _OnMesh(partial(exchange.message, self.world.mesh, operation))
         value = torch.empty(operation.shape, dtype=TORCH_DTYPES[operation.dtype], device=self.world.device)
         lane = self.world.lanes.get((operation.source, self.world.rank))
         work = dist.irecv(value, operation.source, group=lane, tag=operation.tag)
-        arriving = _Arriving(work, value, self, operation)
-        self._posted.setdefault((operation.source, operation.tag), deque()).append(arriving)
-        self._posted_bytes += operation.num_bytes
+        return _Arriving(work, value, operation)
 
-    def collective(self, operation: p.Collective, value: Tensor | None) -> _Arriving:
+    def collective(self, operation: p.Collective, value: Tensor | None) -> _Arriving | _OnMesh:
         if value is None:
             assert operation.kind == "broadcast", f"{operation.kind} needs a value on every rank"
             value = torch.empty(operation.shape, dtype=TORCH_DTYPES[operation.dtype], device=self.world.device)
         value = padded(operation, value)
         self.issued.collective(operation, value)
         if len(operation.ranks) == 1:
-            return _Arriving(None, value, self, operation)
+            return _Arriving(None, value, operation)
+        if self.world.mesh is not None:
+            return _OnMesh(exchange.begin(self.world.mesh, operation, value, self.world.nodes))
         return self._issue(operation, value)
 
     def _issue(self, operation: p.Collective, value: Tensor) -> _Arriving:
@@ -228,8 +209,6 @@ class DistributedTransport:
         group, num_ranks = self.world.groups[operation.ranks], len(operation.ranks)
         out = value
         match operation.kind:
-            case "all_reduce" if two := self.world.two_levels(operation):
-                work = TwoLevelAllReduce(value, *two)
             case "all_reduce":
                 work = dist.all_reduce(value, group=group, async_op=True)
             case "broadcast":
@@ -243,9 +222,11 @@ class DistributedTransport:
             case "all_to_all":
                 out = torch.empty_like(value)
                 work = dist.all_to_all_single(out, value, group=group, async_op=True)
-        return _Arriving(work, out, self, operation)
+        return _Arriving(work, out, operation)
 
     def finish(self) -> None:
+        if self.world.mesh is not None:
+            self.world.mesh.flush()
         for work, _ in self._sends:
             work.wait()
         self._sends.clear()

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from executor.filled_cache import as_found, filled_layers
 from executor.progress import State
@@ -32,6 +31,7 @@ from simulator.program import Program
 from simulator.workload import Phase, Sequences, Step
 
 HEAD_START_S = 1e-3  # from the agreement on an instant to that instant: longer than a wake-up takes
+STARTS = 3  # the mesh's channel for them
 DTYPE = "fp32"
 SEED = 0
 
@@ -144,9 +144,13 @@ class _Runner:
 
 def start_together(worker: Worker) -> None:
     """Return on all ranks at one instant, however differently a barrier lets them go."""
-    instant = torch.zeros(1, dtype=torch.float64)
-    worker.world.barrier()
-    if worker.world.rank == 0:
-        instant[0] = time.perf_counter() + HEAD_START_S
-    dist.broadcast(instant, src=0)
+    world = worker.world
+    assert world.mesh is not None
+    world.barrier()
+    if world.rank == 0:
+        instant = torch.tensor([time.perf_counter() + HEAD_START_S], dtype=torch.float64)
+        for other in range(1, world.size):
+            world.mesh.send(other, STARTS, 0, instant)
+    else:
+        instant = world.mesh.receive(0, STARTS, 0).view(torch.float64)
     time.sleep(max(0.0, float(instant[0]) - time.perf_counter()))
