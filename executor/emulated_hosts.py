@@ -25,9 +25,9 @@ from simulator.errors import ExecutionError, SpecError
 
 TOOLS = {"ip": "iproute2", "tc": "iproute2", "unshare": "util-linux", "nsenter": "util-linux"}
 SUBNET = "10.213.0"  # seen by nobody outside the namespaces
-MTU_BYTES = 65000  # as large as veth takes: headers stay below 0.2 % of a link
-BURST_S = 1e-3  # of a link's rate may pass at once …
-SMALLEST_BURST_BYTES = 2 * MTU_BYTES  # … but a packet must
+PACKET_S = 1e-4  # a packet's time on a link …
+PACKET_BYTES = (1500, 65000)  # … within what networks carry at least, and veth at most
+BURST_PACKETS = 2  # what an idle link lets through at once; one alone loses the time by which timers are late
 QUEUE_BYTES = 2**28  # far more than senders keep under way: nothing is ever dropped
 START_LIMIT_S = 10.0
 
@@ -72,7 +72,8 @@ class EmulatedHosts:
         cores = node_cores(nodes)
         seats = []
         for number, (node, space) in enumerate(zip(nodes, spaces, strict=True)):
-            inside(space, "ip link set lo up", limit("lo", node.link.bandwidth_bytes_per_s))
+            bus = node.link.bandwidth_bytes_per_s
+            inside(space, f"ip link set lo mtu {packet_bytes(bus)} up", limit("lo", bus))
             if several:
                 assert node.nics is not None
                 plug_in(number, space, switch, node.nics.bandwidth_bytes_per_s)
@@ -146,10 +147,10 @@ def node_cores(nodes: Sequence[Node]) -> list[tuple[int, ...]]:
 
 def plug_in(number: int, space: int, switch: int, bytes_per_s: float) -> None:
     """Join a node's namespace to the switch by a cable limited both ways."""
-    port = f"port{number}"
+    port, mtu = f"port{number}", packet_bytes(bytes_per_s)
     inside(
         switch,
-        f"ip link add {port} mtu {MTU_BYTES} type veth peer name eth0 mtu {MTU_BYTES} netns {space}",
+        f"ip link add {port} mtu {mtu} type veth peer name eth0 mtu {mtu} netns {space}",
         f"ip link set {port} master bridge up",
         limit(port, bytes_per_s),
     )
@@ -161,9 +162,15 @@ def plug_in(number: int, space: int, switch: int, bytes_per_s: float) -> None:
     )
 
 
+def packet_bytes(bytes_per_s: float) -> int:
+    """The largest packet of a link of this rate."""
+    return max(PACKET_BYTES[0], min(PACKET_BYTES[1], round(PACKET_S * bytes_per_s)))
+
+
 def limit(device: str, bytes_per_s: float) -> str:
-    """The tc command for a token bucket of this rate on what leaves ``device`` ("bps" is bytes to tc)."""
-    burst = max(SMALLEST_BURST_BYTES, round(BURST_S * bytes_per_s))
+    """The tc command for a token bucket of this rate on what leaves ``device`` ("bps" is bytes to tc). A deeper one
+    would let a step's messages through in no time after every rest."""
+    burst = BURST_PACKETS * packet_bytes(bytes_per_s)
     return f"tc qdisc replace dev {device} root tbf rate {round(bytes_per_s)}bps burst {burst} limit {QUEUE_BYTES}"
 
 
