@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.fabric.fair_rates import fair_rates
-from simulator.fabric.fair_table import FairTable
-from simulator.fabric.sharing import Activity, Path, Sharing
+from simulator.fabric.fair_table import many_fair_rates
+from simulator.fabric.path import Path
+from simulator.fabric.sharing import Sharing
 from simulator.simulation.clock import Clock
 
 Flow = tuple[float, float, dict[int, float], float]
@@ -23,14 +24,18 @@ def play(capacities: list[float], flows: list[Flow]) -> list[float]:
     clock = Clock()
     sharing = Sharing(clock, capacities)
     ends = [math.nan] * len(flows)
+    paths: dict[tuple[object, ...], Path] = {}
 
     def begin(index: int) -> None:
         _, work, weights, cap = flows[index]
+        key = (*sorted(weights.items()), cap)
+        if key not in paths:
+            paths[key] = sharing.path(weights, cap=cap)
 
         def done() -> None:
             ends[index] = clock.now_ps / 1e12
 
-        sharing.start(Activity(work, sharing.path(weights), done, cap))
+        sharing.start(work, paths[key], done)
 
     for index, flow in enumerate(flows):
         clock.after(round(flow[0] * 1e12), lambda index=index: begin(index))
@@ -38,8 +43,8 @@ def play(capacities: list[float], flows: list[Flow]) -> list[float]:
     return ends
 
 
-def activity(weights: dict[int, float], cap: float = math.inf, share: float = 1.0, work: float = 1.0) -> Activity:
-    return Activity(work, Path(tuple(weights), tuple(weights.values())), lambda: None, cap, share, work)
+def path(weights: dict[int, float], cap: float = math.inf, share: float = 1.0) -> Path:
+    return Path(tuple(weights), tuple(weights.values()), cap=cap, share=share)
 
 
 def test_two_flows_share_a_link_until_the_shorter_ends() -> None:
@@ -54,23 +59,21 @@ def test_a_flow_that_starts_later_halves_the_rate_from_then_on() -> None:
 
 def test_the_parking_lot_gives_the_long_flow_its_fair_share_of_the_narrowest_link() -> None:
     # links 10, 10, 4: long (all three) and c share 4 → 2 each; a and b take the rest of their links: 8
-    rates = fair_rates(
-        [activity({0: 1, 1: 1, 2: 1}), activity({0: 1}), activity({1: 1}), activity({2: 1})], [10, 10, 4]
-    )
+    rates = fair_rates([path({0: 1, 1: 1, 2: 1}), path({0: 1}), path({1: 1}), path({2: 1})], [10, 10, 4])
     assert rates == [2, 8, 8, 2]
 
 
 def test_a_cap_leaves_its_rest_to_others() -> None:
-    assert fair_rates([activity({0: 1}, cap=1.0), activity({0: 1}), activity({0: 1})], [10.0]) == [1.0, 4.5, 4.5]
+    assert fair_rates([path({0: 1}, cap=1.0), path({0: 1}), path({0: 1})], [10.0]) == [1.0, 4.5, 4.5]
 
 
 def test_weights_say_how_much_of_a_resource_a_unit_of_work_uses() -> None:
     # x + 3y = 8 at equal rates: 2 each
-    assert fair_rates([activity({0: 1}), activity({0: 3})], [8.0]) == [2.0, 2.0]
+    assert fair_rates([path({0: 1}), path({0: 3})], [8.0]) == [2.0, 2.0]
 
 
 def test_shares_scale_rates() -> None:
-    assert fair_rates([activity({0: 1}, share=3.0), activity({0: 1})], [8.0]) == [6.0, 2.0]
+    assert fair_rates([path({0: 1}, share=3.0), path({0: 1})], [8.0]) == [6.0, 2.0]
 
 
 def test_three_kernels_on_two_cores_run_at_two_thirds_each() -> None:
@@ -88,7 +91,7 @@ def test_a_flow_without_resources_runs_at_its_cap() -> None:
 def test_used_units_are_the_work_times_its_weights() -> None:
     clock = Clock()
     sharing = Sharing(clock, [1.0, 1.0, 1.0], unlimited=frozenset({2}))
-    sharing.start(Activity(4.0, sharing.path({0: 1, 1: 0.5, 2: 1}), lambda: None))
+    sharing.start(4.0, sharing.path({0: 1, 1: 0.5, 2: 1}), lambda: None)
     clock.run()
     assert sharing.used == [4.0, 2.0, 4.0]
     assert clock.now_ps == 4 * 10**12
@@ -97,7 +100,7 @@ def test_used_units_are_the_work_times_its_weights() -> None:
 def test_an_unlimited_resource_limits_nothing() -> None:
     clock = Clock()
     sharing = Sharing(clock, [1.0, 0.001], unlimited=frozenset({1}))
-    sharing.start(Activity(1.0, sharing.path({0: 1, 1: 1}), lambda: None))
+    sharing.start(1.0, sharing.path({0: 1, 1: 1}), lambda: None)
     clock.run()
     assert clock.now_ps == 10**12
 
@@ -105,45 +108,41 @@ def test_an_unlimited_resource_limits_nothing() -> None:
 def test_recorded_loads_are_zero_after_the_last_flow() -> None:
     clock = Clock()
     sharing = Sharing(clock, [2.0], record_load=True)
-    sharing.start(Activity(1.0, sharing.path({0: 1}), lambda: None, cap=1.0))
+    sharing.start(1.0, sharing.path({0: 1}, cap=1.0), lambda: None)
     clock.run()
     assert sharing.loads == [(0, 0, 1.0), (10**12, 0, 0.0)]
 
 
-ACTIVITY = st.builds(
-    activity,
+PATH = st.builds(
+    path,
     st.dictionaries(st.integers(0, 5), st.sampled_from([0.25, 1.0, 2.0]), min_size=1, max_size=4),
     st.sampled_from([math.inf, math.inf, 0.5, 2.0]),
     st.sampled_from([1.0, 1.0, 3.0]),
-    st.floats(0.1, 10),
 )
 CAPACITIES = st.lists(st.floats(0.5, 20), min_size=6, max_size=6)
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.lists(ACTIVITY, min_size=1, max_size=12), CAPACITIES)
-def test_rates_are_max_min_fair(activities: list[Activity], capacities: list[float]) -> None:
+@given(st.lists(PATH, min_size=1, max_size=12), CAPACITIES)
+def test_rates_are_max_min_fair(paths: list[Path], capacities: list[float]) -> None:
     """No resource is overfull; whoever is below its cap has a full resource on which nobody has a higher level."""
-    rates = fair_rates(activities, capacities)
+    rates = fair_rates(paths, capacities)
     load, level = [0.0] * 6, [0.0] * 6
-    for one, rate in zip(activities, rates, strict=True):
-        for resource, weight in zip(one.path.resources, one.path.weights, strict=True):
+    for one, rate in zip(paths, rates, strict=True):
+        for resource, weight in zip(one.resources, one.weights, strict=True):
             load[resource] += weight * rate
             level[resource] = max(level[resource], rate / one.share)
     assert all(used <= capacity * (1 + 1e-9) for used, capacity in zip(load, capacities, strict=True))
-    for one, rate in zip(activities, rates, strict=True):
-        full = [r for r in one.path.resources if load[r] >= capacities[r] * (1 - 1e-9)]
+    for one, rate in zip(paths, rates, strict=True):
+        full = [r for r in one.resources if load[r] >= capacities[r] * (1 - 1e-9)]
         assert rate == one.cap or any(rate / one.share >= level[r] * (1 - 1e-9) for r in full)
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.lists(ACTIVITY, min_size=1, max_size=12), CAPACITIES)
-def test_numpy_and_plain_python_give_the_same_rates(activities: list[Activity], capacities: list[float]) -> None:
-    table = FairTable(np.array(capacities), 0)
-    table.add(activities[:5], 0)
-    table.add(activities[5:], 0)
-    table.share(0)
-    assert table.state()[2] == pytest.approx(fair_rates(activities, capacities), rel=1e-9)
+@given(st.lists(PATH, min_size=1, max_size=12), CAPACITIES)
+def test_numpy_and_plain_python_give_the_same_rates(paths: list[Path], capacities: list[float]) -> None:
+    rates = many_fair_rates(paths, np.array(capacities))
+    assert rates.tolist() == pytest.approx(fair_rates(paths, capacities), rel=1e-9)
 
 
 def globally(capacities: list[float], flows: list[Flow]) -> list[float]:
@@ -152,7 +151,7 @@ def globally(capacities: list[float], flows: list[Flow]) -> list[float]:
     waiting = sorted(range(len(flows)), key=lambda index: flows[index][0])
     while waiting or running:
         keys = list(running)
-        rates = fair_rates([activity(flows[i][2], flows[i][3]) for i in keys], capacities) if keys else []
+        rates = fair_rates([path(flows[i][2], flows[i][3]) for i in keys], capacities) if keys else []
         steps = [running[i] / rate for i, rate in zip(keys, rates, strict=True)]
         if waiting:
             steps.append(flows[waiting[0]][0] - now)
@@ -190,3 +189,26 @@ def test_many_flows_take_the_numpy_way_and_end_where_arithmetic_says() -> None:
     # t_k = Σ_{j<k} j + k·(40 − k + 1)
     ends = play([1.0], [(0, float(k), {0: 1}, math.inf) for k in range(1, 41)])
     assert ends == pytest.approx([k * (k - 1) / 2 + k * (41 - k) for k in range(1, 41)], rel=1e-9)
+
+
+def test_as_many_alike_as_one_likes_share_their_path() -> None:
+    # 3 units on one link of rate 1, the second 1 s later, the third 2 s later: the first is alone for 1 s, then two
+    # share for 1 s (0.5 each), then three at 1/3. Left at 2 s: 1.5, 2.5, 3. All at 1/3 until 2 + 3·1.5 = 6.5 s; then
+    # two at 1/2 with 1 and 1.5 left: 8.5 s; the last 0.5 alone: 9 s
+    assert play([1.0], [(float(start), 3.0, {0: 1.0}, math.inf) for start in range(3)]) == [6.5, 8.5, 9.0]
+
+
+def test_a_set_of_paths_that_comes_back_has_the_rates_it_had() -> None:
+    """Waves of 30 and of 5 flows over two links, one of them narrow, one after another: each takes what it took."""
+    waves = [
+        [(10.0 * wave, 1.0 + k % 3, {0: 1.0, 1 + k % 2: 0.5}, math.inf) for k in range(30 if wave % 2 else 5)]
+        for wave in range(6)
+    ]
+    ends = play([20.0, 5.0, 3.0], [flow for wave in waves for flow in wave])
+    taken, at = [], 0
+    for number, wave in enumerate(waves):
+        taken.append([round(end - 10.0 * number, 9) for end in ends[at : at + len(wave)]])
+        at += len(wave)
+    assert taken[0] == taken[2] == taken[4]
+    assert taken[1] == taken[3] == taken[5]
+    assert taken[1] == pytest.approx(globally([20.0, 5.0, 3.0], [(0.0, *flow[1:]) for flow in waves[1]]), abs=1e-9)

@@ -24,7 +24,8 @@ from simulator.simulation.timeline import (
     utilisation,
 )
 from tests.hand_made import cluster, collective, compute, durations, program, recv, send
-from tests.test_engine import MB, SHAPES, random_program
+from tests.played import MB
+from tests.random_programs import SHAPES, random_program
 
 
 def overlapping() -> Program:

@@ -11,9 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from simulator.costs.collective_cost import CollectiveCost
-from simulator.fabric.sharing import Activity, Path, Sharing
+from simulator.fabric.copies import Copies
+from simulator.fabric.path import Path
+from simulator.fabric.sharing import Sharing
 from simulator.fabric.topology import Resource, Topology
 from simulator.host import Host
 from simulator.interference import Interference
@@ -48,17 +51,16 @@ class Cores:
 
 @dataclass(frozen=True, slots=True)
 class CollectiveFlow:
-    """A collective ready to start: latency, then ``work`` bytes over ``path`` at no more than ``cap`` bytes/s."""
+    """A collective ready to start: latency, then ``work`` bytes over ``path`` at no more than its cap of bytes/s."""
 
     latency_ps: int
     work: float
     path: Path
-    cap: float
 
     @property
     def least_ps(self) -> int:
         """On idle links, less the picoseconds that rounding may give."""
-        flowing_s = self.work / self.cap if self.work else 0.0
+        flowing_s = self.work / self.path.cap if self.work else 0.0
         return max(self.latency_ps + int(flowing_s * PICOSECONDS_PER_S) - 2, 0)
 
 
@@ -72,9 +74,10 @@ class Network:
         hosts: Mapping[str, Host],
         interference: Mapping[str, Interference] | None = None,
         *,
+        copies: Copies | None = None,
         record_load: bool = False,
     ) -> None:
-        self.clock, self.topology = clock, topology
+        self.clock, self.topology, self.copies = clock, topology, copies
         self.resources = list(topology.resources)
         self.cores = self._add_cores(hosts)
         dearest = max((node.core_s_per_byte for node in self.cores.values()), default=0.0)
@@ -85,7 +88,8 @@ class Network:
         capacities = [resource.bandwidth_bytes_per_s for resource in self.resources]
         self.sharing = Sharing(clock, capacities, unlimited=topology.never_binding, record_load=record_load)
         self._ways: dict[tuple[int, int], _Way] = {}
-        self._starting: dict[int, list[Activity]] = {}
+        self._starting: dict[int, list[tuple[float, Path, Action]]] = {}
+        self._kernels: dict[tuple[int, float], Path] = {}
 
     def _add_cores(self, hosts: Mapping[str, Host]) -> dict[int, Cores]:
         kinds = {gpu.name: gpu.kind for gpu in self.topology.cluster.gpus}
@@ -121,24 +125,25 @@ class Network:
         way = self._ways.get((source, target))
         if way is None:
             way = self._ways[source, target] = self._way(source, target)
-        if not num_bytes or not way.path.resources:
+        if num_bytes and way.path.resources:
+            self._start_at(way.latency_ps, float(num_bytes), way.path, done)
+        else:
             self.clock.after(way.latency_ps, done)
-            return
-        self._start_at(way.latency_ps, Activity(float(num_bytes), way.path, done, way.cap, self._share))
 
-    def _start_at(self, delay_ps: int, activity: Activity) -> None:
+    def _start_at(self, delay_ps: int, work: float, path: Path, done: Action) -> None:
         """Start in ``delay_ps``; one event for all that start at the same instant."""
         due_ps = self.clock.now_ps + delay_ps
         starting = self._starting.get(due_ps)
         if starting is None:
-            self._starting[due_ps] = [activity]
-            self.clock.after(delay_ps, lambda: self._start_all(due_ps))
+            self._starting[due_ps] = [(work, path, done)]
+            self.clock.after(delay_ps, partial(self._start_all, due_ps))
         else:
-            starting.append(activity)
+            starting.append((work, path, done))
 
     def _start_all(self, due_ps: int) -> None:
-        for activity in self._starting.pop(due_ps):
-            self.sharing.start(activity)
+        start = self.sharing.start
+        for work, path, done in self._starting.pop(due_ps):
+            start(work, path, done)
 
     def _way(self, source: int, target: int) -> _Way:
         """The route, with the cores at both ends: a byte costs its sender's and its receiver's core time."""
@@ -160,8 +165,10 @@ class Network:
             fastest = min(self.resources[r].bandwidth_bytes_per_s for r in route.resources)
             for rank in (source, target):
                 self._occupy(weights, rank, "message_share", fastest)
+        if self.copies is not None:
+            weights = self.copies.of_message(weights)
         cap = 1.0 / dearest if dearest > 0 else float("inf")
-        return _Way(self.sharing.path(weights), cap, picoseconds(latency_s))
+        return _Way(self.sharing.path(weights, cap=cap, share=self._share), picoseconds(latency_s))
 
     def _occupy(self, weights: dict[int, float], rank: int, share: str, rate: float) -> None:
         """A transfer of ``rate`` takes its share of a rank's device."""
@@ -170,10 +177,11 @@ class Network:
         if device is not None and taken > 0:
             weights[device.number] = weights.get(device.number, 0.0) + taken / rate
 
-    def collective_flow(self, cost: CollectiveCost, ranks: Sequence[int] = ()) -> CollectiveFlow:
-        """A collective as one activity: its busiest link's bytes, at most as fast as it runs alone."""
+    def collective_flow(self, cost: CollectiveCost, ranks: Sequence[int] = (), groups: int = 1) -> CollectiveFlow:
+        """A collective as one activity: its busiest link's bytes, at most as fast as it runs alone. ``groups``: it and
+        its like in other blocks, of a folded program."""
         if not cost.traffic:
-            return CollectiveFlow(picoseconds(cost.seconds), 0.0, Path((), ()), 0.0)
+            return CollectiveFlow(picoseconds(cost.seconds), 0.0, Path((), ()))
         work = max(num_bytes for _, num_bytes in cost.traffic)
         weights = {resource: num_bytes / work for resource, num_bytes in cost.traffic}
         rate = work / cost.fluid_s
@@ -182,18 +190,20 @@ class Network:
                 self._charge(node, weights, at_most=rate if cost.algorithm == "measured" else None)
         for rank in ranks:
             self._occupy(weights, rank, "collective_share", rate)
-        return CollectiveFlow(picoseconds(cost.latency_s), work, self.sharing.path(weights), rate)
+        if self.copies is not None:
+            weights = self.copies.of_collective(weights, groups)
+        path = self.sharing.path(weights, cap=rate, share=self._share)
+        return CollectiveFlow(picoseconds(cost.latency_s), work, path)
 
     def collective(self, flow: CollectiveFlow, done: Action) -> None:
         """``done`` once the latency has passed and the bytes have flowed."""
         if not flow.work:
             self.clock.after(flow.latency_ps, done)
             return
-        activity = Activity(flow.work, flow.path, done, flow.cap, self._share)
         if flow.latency_ps:
-            self._start_at(flow.latency_ps, activity)
+            self._start_at(flow.latency_ps, flow.work, flow.path, done)
         else:
-            self.sharing.start(activity)
+            self.sharing.start(flow.work, flow.path, done)
 
     def _charge(self, node: Cores, weights: dict[int, float], at_most: float | None) -> None:
         """Core time of the bytes on a node's links: both ends on its bus, one on its NICs and ports. A measured rate
@@ -215,14 +225,21 @@ class Network:
         if seconds <= 0:
             self.clock.after(0, done)
             return
-        if rank in self.devices:
-            self.sharing.start(Activity(seconds, self.sharing.path({self.devices[rank].number: 1.0}), done, 1.0))
-            return
-        node = self.cores[self.topology.node_of(rank)]
+        node = self.cores.get(self.topology.node_of(rank))
+        intensity = moved_bytes / seconds if node is not None and node.memory is not None else 0.0
+        path = self._kernels.get((rank, intensity))
+        if path is None:
+            path = self._kernels[rank, intensity] = self._kernel_path(rank, node, intensity)
+        self.sharing.start(seconds, path, done)
+
+    def _kernel_path(self, rank: int, node: Cores | None, intensity: float) -> Path:
+        """Its device, or a core of its node and ``intensity`` bytes of memory traffic a second."""
+        if node is None:
+            return self.sharing.path({self.devices[rank].number: 1.0}, cap=1.0)
         weights = dict.fromkeys(node.of(self.topology.places[rank].local), 1.0)
-        if node.memory is not None and moved_bytes > 0:
-            weights[node.memory] = moved_bytes / seconds
-        self.sharing.start(Activity(seconds, self.sharing.path(weights), done, 1.0))
+        if node.memory is not None and intensity > 0:
+            weights[node.memory] = intensity
+        return self.sharing.path(weights, cap=1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,5 +247,4 @@ class _Way:
     """A cached route as an activity's resources."""
 
     path: Path
-    cap: float
     latency_ps: int

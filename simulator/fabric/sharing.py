@@ -1,14 +1,15 @@
 """Sharing: activities that use several resources at once, at max-min fair rates, re-shared at every start and end.
 
-An *activity* has an amount of work, uses ``weights[i]`` units of ``resources[i]`` for every unit of work, may have a
-rate cap, and grows in proportion to its ``share`` (SimGrid's fluid model: Casanova et al. 2014; Velho et al. 2013).
-A message is bytes with weight 1 on every link of its route; a kernel on a CPU is core-seconds with weight 1 on its
-node's cores and a cap of 1; a collective is the bytes of its busiest link, with the other links' bytes as weights.
+An *activity* has an amount of work and a path: ``weights[i]`` units of ``resources[i]`` for every unit of work, perhaps
+a rate cap, and a ``share`` in proportion to which it grows (SimGrid's fluid model: Casanova et al. 2014; Velho et al.
+2013). A message is bytes with weight 1 on every link of its route; a kernel on a CPU is core-seconds with weight 1 on
+its node's cores and a cap of 1; a collective is the bytes of its busiest link, with the other links' bytes as weights.
 
 Rates are max-min fair (progressive filling, Bertsekas & Gallager 1992, 6.5.2): raise one level s, activity a at
 rate share_a·s, until a resource r is full, s = left_r / Σ share_a·weight_ar, or an activity reaches its cap; fix
 those, go on with the rest. Only the connected component of what changed is solved again; components join when an
-activity starts across them and are taken apart again when half of their activities have gone.
+activity starts across them and are taken apart again when half of their activities have gone. The rates of a set of
+paths are found once: a model's layers bring the same sets back.
 What it ignores: slow start, packets, unfairness over round-trip times.
 """
 
@@ -16,68 +17,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 
-from simulator.fabric.fair_rates import fair_rates
-from simulator.fabric.fair_table import FairTable
+from simulator.fabric.component import Activity, Component, Rates
+from simulator.fabric.fair_rates import fair_rates, rate_alone
+from simulator.fabric.fair_table import many_fair_rates
+from simulator.fabric.path import Path
 from simulator.simulation.clock import Action, Clock
 from simulator.units import PICOSECONDS_PER_S
 
 VECTOR_SIZE = 24  # activities from which numpy shares a component faster than plain Python
-
-
-@dataclass(frozen=True, slots=True)
-class Path:
-    """What a unit of work uses: ``weights[i]`` units of ``resources[i]``, and of resources that never limit it."""
-
-    resources: tuple[int, ...]
-    weights: tuple[float, ...]
-    unlimited: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(slots=True, eq=False)
-class Activity:
-    """Work in progress. ``remaining`` and ``rate`` hold at ``updated_ps``; ``done`` is called when it ends."""
-
-    work: float
-    path: Path
-    done: Action
-    cap: float = math.inf
-    share: float = 1.0
-    remaining: float = 0.0
-    rate: float = 0.0
-    updated_ps: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Component:
-    """Activities that share resources, directly or through others. While ``table`` is set it holds their state, but
-    for the ``arrivals``, which it has not taken over yet."""
-
-    activities: dict[int, Activity] = field(default_factory=dict)  # by id(): a set that keeps its order
-    resources: set[int] = field(default_factory=set)
-    table: FairTable | None = None
-    arrivals: list[Activity] = field(default_factory=list)
-    version: int = 0
-    largest: int = 0
-    dirty: bool = False
-
-    def add(self, activity: Activity) -> None:
-        self.activities[id(activity)] = activity
-        if self.table is not None:
-            self.arrivals.append(activity)
-        self.largest = max(self.largest, len(self.activities))
-
-    def keep_state(self) -> None:
-        """Move the state from the table back to the activities."""
-        if self.table is not None:
-            for activity, remaining, rate in zip(*self.table.state(), strict=True):
-                activity.remaining, activity.rate = remaining, rate
-                activity.updated_ps = self.table.updated_ps
-            self.table = None
-            self.arrivals.clear()
+REMEMBERED = 2_000_000  # rates kept for sets of paths that may come back: 200 MB at the most
 
 
 class Sharing:
@@ -101,23 +53,47 @@ class Sharing:
         self._array = np.array(self.capacities)
         self._owner: dict[int, Component] = {}
         self._dirty: list[Component] = []
+        self._paths: list[Path] = []
+        self._remaining = np.zeros(64)
+        self._known: dict[int, Rates] = {}
+        self._num_known = 0
 
-    def path(self, weights: Mapping[int, float]) -> Path:
-        """The path of work that uses ``weights[r]`` units of every resource r a unit of work."""
+    def path(self, weights: Mapping[int, float], *, cap: float = math.inf, share: float = 1.0) -> Path:
+        """The path of work that uses ``weights[r]`` units of every resource r for a unit of work. It is to be kept:
+        rates are remembered by path."""
         limiting = {r: weight for r, weight in weights.items() if r not in self.unlimited}
         rest = tuple((r, weight) for r, weight in weights.items() if r in self.unlimited)
-        return Path(tuple(limiting), tuple(limiting.values()), rest)
+        path = Path(tuple(limiting), tuple(limiting.values()), rest, cap=cap, share=share, number=len(self._paths))
+        return self._add(path)
 
-    def start(self, activity: Activity) -> None:
-        """Begin now; ``activity.done`` is called when its work is done (never at once)."""
-        activity.remaining, activity.updated_ps = activity.work, self.clock.now_ps
-        path, used = activity.path, self.used
+    def _add(self, path: Path) -> Path:
+        self._paths.append(path)
+        if len(self._paths) > len(self._remaining):
+            self._remaining = np.concatenate((self._remaining, np.zeros(len(self._remaining))))
+        return path
+
+    def _free(self, path: Path) -> Path:
+        """The path itself, or a twin on which nothing runs."""
+        while path.activity is not None:
+            if path.twin is None:
+                path.twin = self._add(path.alike(len(self._paths)))
+            path = path.twin
+        return path
+
+    def start(self, work: float, path: Path, done: Action) -> None:
+        """Begin now; ``done`` is called when ``work`` is done (never at once)."""
+        if path.activity is not None:
+            path = self._free(path)
+        activity = path.activity = Activity(path, done, work)
+        used = self.used
         for resource, weight in zip(path.resources, path.weights, strict=True):
-            used[resource] += weight * activity.work
+            used[resource] += weight * work
         for resource, weight in path.unlimited:
-            used[resource] += weight * activity.work
+            used[resource] += weight * work
         component = self._join(path.resources)
         component.add(activity)
+        if component.columns:
+            self._remaining[path.number] = work
         self._touch(component)
 
     def _join(self, resources: Sequence[int]) -> Component:
@@ -132,16 +108,20 @@ class Sharing:
                 continue
             small, found = (other, found) if len(other.activities) <= len(found.activities) else (found, other)
             self._merge(small, found)
-        found = found if found is not None else Component()
+        if found is None:
+            found = Component(self.clock.now_ps)
         for resource in resources:
             owner[resource] = found
         found.resources.update(resources)
         return found
 
     def _merge(self, small: Component, large: Component) -> None:
-        small.keep_state()
-        large.keep_state()
-        large.activities.update(small.activities)
+        now_ps, remaining = self.clock.now_ps, self._remaining
+        for component in (small, large):
+            component.advance(now_ps, remaining)
+            component.to_activities(remaining)
+        for activity in small.activities.values():
+            large.add(activity)
         large.resources |= small.resources
         small.version += 1
         small.activities = {}
@@ -165,57 +145,74 @@ class Sharing:
 
     def _share(self, component: Component) -> None:
         """New rates from now on, and a timer for the instant the first activity ends."""
-        if len(component.activities) >= VECTOR_SIZE:
-            first_s = self._share_many(component)
+        component.advance(self.clock.now_ps, self._remaining)
+        num = len(component.activities)
+        if num == 1:
+            first_s = self._share_one(component)
+        elif num < VECTOR_SIZE:
+            first_s = self._share_few(component)
         else:
-            component.keep_state()
-            first_s = self._share_few(list(component.activities.values()))
+            first_s = self._share_many(component)
         if self.loads is not None:
             self._record(component)
         component.version += 1
-        version = component.version
-        delay_ps = max(round(first_s * PICOSECONDS_PER_S), 0)
-        self.clock.after(delay_ps, lambda: self._finish(component) if component.version == version else None)
+        delay_ps = round(first_s * PICOSECONDS_PER_S)
+        self.clock.after(delay_ps if delay_ps > 0 else 0, partial(self._finish, component, component.version))
 
-    def _share_many(self, component: Component) -> float:
-        """Rates in numpy; seconds to the first end."""
-        now_ps = self.clock.now_ps
-        if component.table is None:
-            component.table = FairTable(self._array, now_ps)
-            component.arrivals = list(component.activities.values())
-        if component.arrivals:
-            component.table.add(component.arrivals, now_ps)
-            component.arrivals = []
-        return component.table.share(now_ps)
+    def _share_one(self, component: Component) -> float:
+        """Seconds to its end."""
+        component.to_activities(self._remaining)
+        (activity,) = component.activities.values()
+        path = activity.path
+        if not path.alone:
+            path.alone = rate_alone(path, self.capacities)
+        activity.rate = path.alone
+        return activity.remaining / path.alone
 
-    def _share_few(self, activities: list[Activity]) -> float:
+    def _share_few(self, component: Component) -> float:
         """Rates in plain Python; seconds to the first end."""
-        now, first_s = self.clock.now_ps, math.inf
-        for activity, rate in zip(activities, fair_rates(activities, self.capacities), strict=True):
-            elapsed_ps = now - activity.updated_ps
-            if elapsed_ps:
-                activity.remaining -= activity.rate * elapsed_ps / PICOSECONDS_PER_S
-                activity.updated_ps = now
-            activity.rate = rate
+        component.to_activities(self._remaining)
+        rates = self._known.get(component.mark)
+        if rates is None:
+            numbers = sorted(component.activities)
+            found = fair_rates([self._paths[number] for number in numbers], self.capacities)
+            rates = self._remember(component, Rates(dict(zip(numbers, found, strict=True))))
+        of, first_s = rates.of, math.inf
+        for number, activity in component.activities.items():
+            rate = activity.rate = of[number]
             ends_s = activity.remaining / rate
             if ends_s < first_s:
                 first_s = ends_s
         return first_s
 
-    def _finish(self, component: Component) -> None:
+    def _share_many(self, component: Component) -> float:
+        """Rates in numpy; seconds to the first end."""
+        component.to_columns(self._remaining)
+        rates = self._known.get(component.mark)
+        if rates is None:
+            numbers = sorted(component.activities)
+            found = many_fair_rates([self._paths[number] for number in numbers], self._array)
+            rates = self._remember(component, Rates({}, np.array(numbers), found))
+        component.rates = rates
+        return float((self._remaining[rates.rows] / rates.column).min())
+
+    def _remember(self, component: Component, rates: Rates) -> Rates:
+        self._num_known += len(component.activities)
+        if self._num_known > REMEMBERED:
+            self._known, self._num_known = {}, len(component.activities)
+        self._known[component.mark] = rates
+        return rates
+
+    def _finish(self, component: Component, version: int) -> None:
         """End what has no work left at this picosecond (within one: activities that are alike end together)."""
-        now_ps = self.clock.now_ps
-        if component.table is not None:
-            over: list[Activity] = component.table.finish(now_ps)
-        else:
-            over = [
-                activity
-                for activity in component.activities.values()
-                if activity.remaining - activity.rate * (now_ps + 1 - activity.updated_ps) / PICOSECONDS_PER_S <= 0
-            ]
+        if component.version != version:
+            return
+        component.advance(self.clock.now_ps, self._remaining)
+        over = component.over(self._remaining)
         assert over, "the timer of a component ended no activity"
         for activity in over:
-            del component.activities[id(activity)]
+            component.drop(activity.path)
+            activity.path.activity = None
         component.version += 1
         self._release(component)
         for activity in over:
@@ -226,7 +223,7 @@ class Sharing:
         if component.activities and 2 * len(component.activities) > component.largest:
             self._touch(component)
             return
-        component.keep_state()
+        component.to_activities(self._remaining)
         activities = list(component.activities.values())
         for resource in component.resources:
             del self._owner[resource]
@@ -242,12 +239,8 @@ class Sharing:
     def _record(self, component: Component) -> None:
         """Note every limiting resource's load from now on."""
         assert self.loads is not None
-        activities = list(component.activities.values())
-        rates = [activity.rate for activity in activities]
-        if component.table is not None:
-            activities, _, rates = component.table.state()
         load = dict.fromkeys(sorted(component.resources), 0.0)
-        for activity, rate in zip(activities, rates, strict=True):
+        for activity, rate in component.rates_now():
             for resource, weight in zip(activity.path.resources, activity.path.weights, strict=True):
                 load[resource] += weight * rate
         self.loads.extend((self.clock.now_ps, resource, value) for resource, value in load.items())

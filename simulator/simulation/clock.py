@@ -1,10 +1,14 @@
-"""Clock: SimPy's environment in integer picoseconds (float times would reorder ties: 3 × 0.1 comes after 0.3)."""
+"""Clock: SimPy's environment in integer picoseconds (float times would reorder ties: 3 × 0.1 comes after 0.3).
+
+Bare calls go through SimPy's own queue, without an event object each: a run makes several a message.
+"""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from heapq import heappop, heappush
 from typing import Any
 
 import simpy
@@ -14,6 +18,7 @@ from simulator.units import PICOSECONDS_PER_S
 
 Action = Callable[[], Any]
 AFTER_ALL = EventPriority(3)  # once everything else at this instant has happened
+NORMAL = int(EventPriority(1))
 
 
 def picoseconds(seconds: float) -> int:
@@ -33,7 +38,11 @@ def collector_paused() -> Iterator[None]:
 
 
 class Clock(simpy.Environment):
-    """Starts at 0; every delay is an int."""
+    """Starts at 0; every delay is an int. Runs SimPy's events and processes, and calls scheduled with ``after``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._calls: list[Any] = self._queue  # SimPy's own queue: what is due comes out in one order
 
     @property
     def now_ps(self) -> int:
@@ -41,14 +50,22 @@ class Clock(simpy.Environment):
 
     def after(self, delay_ps: int, action: Action) -> None:
         """Call ``action`` in ``delay_ps``."""
-        event = simpy.Timeout(self, delay_ps)
-        assert event.callbacks is not None
-        event.callbacks.append(lambda _: action())
+        heappush(self._calls, (self._now + delay_ps, NORMAL, next(self._eid), action))
 
     def at_end_of_instant(self, action: Action) -> None:
         """Call ``action`` when nothing else is left to happen now."""
-        event = simpy.Event(self)
-        event._ok, event._value = True, None
-        assert event.callbacks is not None
-        event.callbacks.append(lambda _: action())
-        self.schedule(event, AFTER_ALL)
+        heappush(self._calls, (self._now, AFTER_ALL, next(self._eid), action))
+
+    def run(self, until: Any = None) -> None:
+        """Until nothing is left, or nothing before ``until`` (picoseconds); raises what a process raised."""
+        queue = self._calls
+        while queue and (until is None or queue[0][0] < until):
+            self._now, _, _, item = heappop(queue)
+            if not isinstance(item, simpy.Event):
+                item()
+                continue
+            callbacks, item.callbacks = item.callbacks, None  # type: ignore[assignment]  # as SimPy's step does
+            for callback in callbacks:
+                callback(item)
+            if not item._ok and not item.defused:
+                raise item._value

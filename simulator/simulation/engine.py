@@ -24,23 +24,24 @@ from simulator.cluster import Cluster
 from simulator.costs.collective_cost import Call, collective_cost
 from simulator.costs.pricing import Quantile, as_measured, price
 from simulator.errors import ExecutionError, InfeasibleError
+from simulator.fabric.copies import copies_on
 from simulator.fabric.network import CollectiveFlow, Network
 from simulator.fabric.topology import Topology
+from simulator.fold import UnfoldableError
 from simulator.profile import Profile
 from simulator.program import Collective, Program, Recv, Send
 from simulator.simulation.clock import Clock, collector_paused, picoseconds
 from simulator.simulation.deadlock import Stuck, deadlock_message
 from simulator.simulation.lateness import Late, latest_starts
-from simulator.simulation.streams import COLLECTIVE, COMPUTE, RankStreams, followers_of, streams_of
+from simulator.simulation.streams import COLLECTIVE, COMPUTE, tasks_of
 from simulator.simulation.timeline import Timeline
 from simulator.simulation.world import Seconds, World, world_of
 from simulator.units import PICOSECONDS_PER_S
 
 __all__ = ["World", "run", "run_until", "simulate", "world_of"]
 
-End = tuple[int, int]
-"""(rank, task)."""
-TRANSFERS = (Send, Recv, Collective)
+Transfer = Send | Recv | Collective
+Picoseconds = npt.NDArray[np.int64]
 
 
 def run(program: Program, cluster: Cluster, durations_s: Sequence[Seconds], world: World | None = None) -> Timeline:
@@ -86,158 +87,151 @@ def _check_size(program: Program, cluster: Cluster) -> None:
 
 
 class _Run:
-    """The state of one run. Per rank and task: when it began and ended, how many it waits for, who waits for it."""
+    """The state of one run. Per task (``streams.py``): when it began and ended, how many it waits for, who waits for
+    it. ``before[i]``: picoseconds of compute issued before operation i on a device of its own."""
 
     def __init__(self, program: Program, topology: Topology, durations_s: Sequence[Seconds], world: World) -> None:
         self.program, self.topology, self.world = program, topology, world
         self.clock = Clock()
         self.network = Network(self.clock, topology, world.hosts, world.interference, record_load=world.record_load)
-        self.seconds = [
-            np.asarray(durations, dtype=np.float64) * topology.places[rank].spec.slowdown
-            for rank, durations in enumerate(durations_s)
-        ]
-        self.shared = [
+        shared = [
             place.node in self.network.cores or rank in self.network.devices
             for rank, place in enumerate(topology.places)
         ]
-        self.streams = [streams_of(ops, coalesce=not self.shared[rank]) for rank, ops in enumerate(program.ranks)]
-        self.began = [[-1] * len(streams.tasks) for streams in self.streams]
-        self.ended = [[-1] * len(streams.tasks) for streams in self.streams]
-        self.left, self.followers = zip(*(followers_of(streams) for streams in self.streams), strict=True)
-        self.before = [self._compute_before(rank) for rank in range(len(self.streams))]
-        self.length = [self._lengths(rank) for rank in range(len(self.streams))]
-        self.meetings: dict[tuple[int, ...], list[End]] = {}
+        self.tasks = tasks_of(program.ranks, [not one for one in shared])
+        rows = [
+            np.asarray(durations, dtype=np.float64) * topology.places[rank].spec.slowdown
+            for rank, durations in enumerate(durations_s)
+        ]
+        self.seconds = np.concatenate(rows) if rows else np.empty(0)
+        self.began, self.ended = [-1] * len(self.tasks), [-1] * len(self.tasks)
+        self.left, self.followers = self.tasks.left, self.tasks.followers
+        self.task_of = np.array(self.tasks.task_of, dtype=np.int64)
+        self.timed = self._timed(shared)
+        self.before = self._compute_before()
+        self.length = self._lengths()
+        self.meetings: dict[tuple[int, ...], list[int]] = {}
         self.groups: dict[tuple[int, ...], int] = {}
         self.flows: dict[Call, CollectiveFlow] = {}
-        self.latest: list[list[int]] | None = None
+        self.latest: list[int] | None = None
 
     def play(self, deadline_s: float) -> Timeline | None:
         if not math.isinf(deadline_s):
             self.latest = self._latest(picoseconds(deadline_s))
-        for rank, streams in enumerate(self.streams):
-            for numbers in streams.streams.values():
-                if not self.left[rank][numbers[0]]:
-                    self.clock.after(0, partial(self._start, rank, numbers[0]))
+        for task, left in enumerate(self.left):
+            if not left:
+                self.clock.after(0, partial(self._start, task))
         try:
             self.clock.run(None if math.isinf(deadline_s) else picoseconds(deadline_s) + 1)
         except Late:
             return None
-        stuck = self._stuck()
-        if stuck and not math.isinf(self.clock.peek()):
-            return None
-        if stuck:
-            raise ExecutionError(deadlock_message(self.program, stuck))
+        if min(self.ended, default=0) < 0:
+            if not math.isinf(self.clock.peek()):
+                return None
+            raise ExecutionError(deadlock_message(self.program, self._stuck()))
         return self._timeline()
 
-    def _compute_before(self, rank: int) -> npt.NDArray[np.int64]:
-        """Picoseconds of compute issued before each operation of a rank; one entry more than operations."""
-        streams = self.streams[rank]
-        length = np.rint(self.seconds[rank] * PICOSECONDS_PER_S).astype(np.int64)
-        of_compute = np.zeros(len(streams.tasks), dtype=np.bool_)
-        of_compute[streams.streams.get(COMPUTE, [])] = True
-        if len(length):
-            length = length * of_compute[np.array(streams.task_of, dtype=np.int64)]
-        return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(length)))
-
-    def _lengths(self, rank: int) -> list[int]:
-        """Picoseconds of every compute task on a device of its own; −1 for transfers and on shared cores."""
-        streams = self.streams[rank]
-        lengths = [-1] * len(streams.tasks)
-        before = self.before[rank].tolist()
-        for number in () if self.shared[rank] else streams.streams.get(COMPUTE, ()):
-            task = streams.tasks[number]
-            lengths[number] = before[task.last + 1] - before[task.first]
-        return lengths
-
-    def _latest(self, deadline_ps: int) -> list[list[int]]:
-        """When every task must begin; lengths on shared cores are not known before."""
-        found = []
-        for rank, streams in enumerate(self.streams):
-            alone_ps = [max(length, 0) for length in self.length[rank]]
-            for number in streams.streams.get(COLLECTIVE, ()):
-                operation = self.program.ranks[rank][streams.tasks[number].first]
-                assert isinstance(operation, Collective)
-                alone_ps[number] = self._flow(operation).least_ps
-            found.append(latest_starts(self.followers[rank], alone_ps, deadline_ps))
+    def _timed(self, shared: Sequence[bool]) -> npt.NDArray[np.bool_]:
+        """By task: it computes on a device of its own, for a time known before."""
+        alone = ~np.array(shared, dtype=np.bool_)[np.array(self.tasks.rank, dtype=np.int64)]
+        found: npt.NDArray[np.bool_] = alone & (np.array(self.tasks.stream, dtype=np.int64) == COMPUTE)
         return found
 
-    def _start(self, rank: int, number: int) -> None:
+    def _compute_before(self) -> Picoseconds:
+        """One entry more than operations."""
+        length = np.rint(self.seconds * PICOSECONDS_PER_S).astype(np.int64) * self.timed[self.task_of]
+        return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(length)))
+
+    def _lengths(self) -> list[int]:
+        """Picoseconds of every task that is timed; −1 for transfers and on shared cores."""
+        first, last = np.array(self.tasks.first, dtype=np.int64), np.array(self.tasks.last, dtype=np.int64)
+        lengths: list[int] = np.where(self.timed, self.before[last + 1] - self.before[first], -1).tolist()
+        return lengths
+
+    def _latest(self, deadline_ps: int) -> list[int]:
+        """When every task must begin; lengths on shared cores are not known before."""
+        alone_ps = [max(length, 0) for length in self.length]
+        for task, stream in enumerate(self.tasks.stream):
+            if stream == COLLECTIVE:
+                operation = self.tasks.operation(task)
+                assert isinstance(operation, Collective)
+                alone_ps[task] = self._flow(operation).least_ps
+        return latest_starts(self.followers, alone_ps, deadline_ps)
+
+    def _start(self, task: int) -> None:
         """All that a task waits for has ended."""
-        if self.latest is not None and self.clock.now_ps > self.latest[rank][number]:
+        if self.latest is not None and self.clock.now_ps > self.latest[task]:
             raise Late
-        length = self.length[rank][number]
+        length = self.length[task]
         if length >= 0:
-            self.began[rank][number] = self.clock.now_ps
-            self.clock.after(length, partial(self._end, rank, number))
+            self.began[task] = self.clock.now_ps
+            self.clock.after(length, partial(self._end, task))
             return
-        operation = self.program.ranks[rank][self.streams[rank].tasks[number].first]
-        if isinstance(operation, TRANSFERS):
-            self._meet(rank, number, operation)
+        operation = self.tasks.operation(task)
+        if isinstance(operation, Send):
+            self._meet(task, operation, (self.tasks.rank[task], operation.to, operation.tag), 2)
+        elif isinstance(operation, Recv):
+            self._meet(task, operation, (operation.source, self.tasks.rank[task], operation.tag), 2)
+        elif isinstance(operation, Collective):
+            group = self.groups.setdefault(operation.ranks, len(self.groups))
+            self._meet(task, operation, (group, operation.tag), len(operation.ranks))
         else:
-            self._compute_on_cores(rank, number)
+            self._compute_on_cores(task)
 
-    def _compute_on_cores(self, rank: int, number: int) -> None:
+    def _compute_on_cores(self, task: int) -> None:
         """An operation on shared cores, or on a device that transfers slow down, is an activity there."""
-        index, moved = self.streams[rank].tasks[number].first, self.world.moved_bytes
-        self.began[rank][number] = self.clock.now_ps
-        num_bytes = 0.0 if moved is None else float(moved[rank][index])
-        self.network.kernel(rank, float(self.seconds[rank][index]), num_bytes, partial(self._end, rank, number))
+        rank, number, moved = self.tasks.rank[task], self.tasks.first[task], self.world.moved_bytes
+        self.began[task] = self.clock.now_ps
+        num_bytes = 0.0 if moved is None else float(moved[rank][number - self.tasks.offsets[rank]])
+        self.network.kernel(rank, float(self.seconds[number]), num_bytes, partial(self._end, task))
 
-    def _end(self, rank: int, number: int) -> None:
-        self.ended[rank][number] = self.clock.now_ps
-        left = self.left[rank]
-        for follower in self.followers[rank][number]:
+    def _end(self, task: int) -> None:
+        self.ended[task] = self.clock.now_ps
+        left = self.left
+        for follower in self.followers[task]:
             left[follower] -= 1
             if not left[follower]:
-                self._start(rank, follower)
+                self._start(follower)
 
-    def _end_all(self, ends: list[End]) -> None:
-        for rank, number in ends:
-            self._end(rank, number)
+    def _end_all(self, tasks: list[int]) -> None:
+        for task in tasks:
+            self._end(task)
 
-    def _meet(self, rank: int, number: int, operation: Send | Recv | Collective) -> None:
-        """Arrive at a transfer; the last to arrive starts it, and it ends for all at once."""
-        key: tuple[int, ...]
-        match operation:
-            case Send(to=to, tag=tag):
-                key, size = (rank, to, tag), 2
-            case Recv(source=source, tag=tag):
-                key, size = (source, rank, tag), 2
-            case Collective(ranks=ranks, tag=tag):
-                key, size = (self.groups.setdefault(ranks, len(self.groups)), tag), len(ranks)
+    def _meet(self, task: int, operation: Transfer, key: tuple[int, ...], size: int) -> None:
+        """Arrive at a transfer of ``size`` ends; the last to arrive starts it, and it ends for all at once."""
         ends = self.meetings.get(key)
         if ends is None:
-            ends = self.meetings[key] = []
-        ends.append((rank, number))
-        if len(ends) == size:
+            if size > 1:
+                self.meetings[key] = [task]
+                return
+            ends = []
+        ends.append(task)
+        if len(ends) < size:
+            return
+        if size > 1:
             del self.meetings[key]
-            self._begin(operation, ends)
-
-    def _begin(self, operation: Send | Recv | Collective, ends: list[End]) -> None:
-        for rank, number in ends:
-            self.began[rank][number] = self.clock.now_ps
+        now_ps = self.clock.now_ps
+        for end in ends:
+            self.began[end] = now_ps
         self._check(operation, ends)
         done = partial(self._end_all, ends)
-        match operation:
-            case Send(to=to, num_bytes=num_bytes):
-                self.network.message(ends[1][0], to, num_bytes, done)
-            case Recv(source=source, num_bytes=num_bytes):
-                self.network.message(source, ends[1][0], num_bytes, done)
-            case Collective():
-                self.network.collective(self._flow(operation), done)
+        if isinstance(operation, Collective):
+            self.network.collective(self._flow(operation), done)
+        else:
+            self.network.message(key[0], key[1], operation.num_bytes, done)
 
-    def _check(self, operation: Send | Recv | Collective, ends: list[End]) -> None:
+    def _check(self, operation: Transfer, ends: list[int]) -> None:
         """All ends of a transfer must agree on its kind and size."""
-        for rank, number in ends[:-1]:
-            other = self.program.ranks[rank][self.streams[rank].tasks[number].first]
-            assert isinstance(other, TRANSFERS)
-            same_kind = not isinstance(operation, Collective) or (
-                isinstance(other, Collective) and other.kind == operation.kind
-            )
-            if other.num_bytes != operation.num_bytes or not same_kind:
+        kind = operation.kind if isinstance(operation, Collective) else None
+        for task in ends[:-1]:
+            other = self.tasks.operation(task)
+            assert isinstance(other, Send | Recv | Collective)
+            other_kind = other.kind if isinstance(other, Collective) else None
+            if other.num_bytes != operation.num_bytes or other_kind != kind:
+                rank, last = self.tasks.rank[task], self.tasks.rank[ends[-1]]
                 raise ExecutionError(
                     f"tag {operation.tag}: rank {rank} has {other!r:.120} "
-                    f"but rank {ends[-1][0]} has {operation!r:.120}; their kinds and sizes must agree"
+                    f"but rank {last} has {operation!r:.120}; their kinds and sizes must agree"
                 )
 
     def _flow(self, operation: Collective) -> CollectiveFlow:
@@ -250,42 +244,35 @@ class _Run:
 
     def _stuck(self) -> list[Stuck]:
         """The first unfinished task of every stream that has one, and the task it waits for on its own rank."""
-        found = []
-        for rank, streams in enumerate(self.streams):
-            for numbers in streams.streams.values():
-                number = next((n for n in numbers if self.ended[rank][n] < 0), None)
-                if number is not None:
-                    task = streams.tasks[number]
-                    blocker = next((w for w in task.waits if self.ended[rank][w] < 0), None)
-                    found.append(Stuck(rank, task.first, None if blocker is None else streams.tasks[blocker].last))
-        return found
+        found: dict[tuple[int, int], Stuck] = {}
+        tasks = self.tasks
+        for task, ended in enumerate(self.ended):
+            rank, stream = tasks.rank[task], tasks.stream[task]
+            if ended < 0 and (rank, stream) not in found:
+                offset = tasks.offsets[rank]
+                blocker = next((wait for wait in tasks.waits[task] if self.ended[wait] < 0), None)
+                behind = None if blocker is None else tasks.last[blocker] - offset
+                found[rank, stream] = Stuck(rank, tasks.first[task] - offset, behind)
+        return list(found.values())
 
     def _timeline(self) -> Timeline:
-        spans = [self._spans(rank, streams) for rank, streams in enumerate(self.streams)]
+        start, end = self._spans()
+        edges = self.tasks.offsets[1:-1]
         sharing = self.network.sharing
         return Timeline(
             program=self.program,
-            start_ps=tuple(start for start, _ in spans),
-            end_ps=tuple(end for _, end in spans),
+            start_ps=tuple(np.split(start, edges)) if self.program.ranks else (),
+            end_ps=tuple(np.split(end, edges)) if self.program.ranks else (),
             resources=tuple(self.network.resources),
             resource_units=tuple(sharing.used),
             loads=tuple(sharing.loads or ()),
             launch_s=self.world.launch_s or (0.0,) * len(self.program.ranks),
         )
 
-    def _spans(self, rank: int, streams: RankStreams) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def _spans(self) -> tuple[Picoseconds, Picoseconds]:
         """Start and end of every operation; inside a task of several, each begins when the one before it ends."""
-        if not streams.tasks:
-            return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-        task_of = np.array(streams.task_of, dtype=np.int64)
-        began, ended = np.array(self.began[rank]), np.array(self.ended[rank])
-        if self.shared[rank]:
-            return began[task_of], ended[task_of]
-        before = self.before[rank]
-        first = np.array([task.first for task in streams.tasks], dtype=np.int64)
-        start = began[task_of] + before[:-1] - before[first][task_of]
-        is_compute = np.zeros(len(streams.tasks), dtype=np.bool_)
-        is_compute[streams.streams.get(COMPUTE, [])] = True
-        start = np.where(is_compute[task_of], start, began[task_of])
-        end = np.where(is_compute[task_of], start + np.diff(before), ended[task_of])
-        return start, end
+        task_of, before, first = self.task_of, self.before, np.array(self.tasks.first, dtype=np.int64)
+        began, ended = np.array(self.began, dtype=np.int64), np.array(self.ended, dtype=np.int64)
+        timed = self.timed[task_of]
+        start = (began - before[first])[task_of] + before[:-1]
+        return np.where(timed, start, began[task_of]), np.where(timed, start + np.diff(before), ended[task_of])

@@ -1,4 +1,4 @@
-"""Streams: a rank's operations as tasks on in-order streams, each with the tasks of other streams it waits for.
+"""Streams: a program's operations as tasks on its ranks' in-order streams, each with the tasks it waits for.
 
 CUDA's rule: an operation starts when its stream's previous one has ended and every value it reads has been written
 on its rank, by the last writer in issue order (caches too). Successive compute operations between which nothing
@@ -8,111 +8,125 @@ enters or leaves their stream are one task: their starts follow from each other,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import pairwise
-from typing import NamedTuple, cast
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import cast
 
 from simulator.program import Collective, Operation, Recv, Send
 
-StreamKey = tuple[str, int]
-"""("compute", 0), ("collective", 0), ("send", receiver) or ("recv", sender)."""
-COMPUTE: StreamKey = ("compute", 0)
-COLLECTIVE: StreamKey = ("collective", 0)
+COMPUTE, COLLECTIVE = 0, 1
 NOTHING: tuple[int, ...] = ()
+Needs = dict[int, list[int]]
 
 
-class Task(NamedTuple):
-    """The operations of one stream from ``first`` to ``last``; ``waits``: numbers of tasks of other streams that must
-    have ended before. (A tuple, not a dataclass: a program has millions.)"""
+@dataclass(slots=True)
+class Tasks:
+    """Operations and tasks are numbered over the whole program, rank by rank, in issue order; ``offsets[r]``: rank r's
+    first operation. Task t: operations ``first[t]`` to ``last[t]`` of ``rank[t]``; the tasks of other streams in
+    ``waits[t]`` must have ended before; ``left[t]`` counts those and its stream's previous one; ``followers[t]`` wait
+    for it. (Lists of numbers, not of objects: a program has millions.)"""
 
-    first: int
-    last: int
-    waits: tuple[int, ...]
+    operations: list[Operation]
+    offsets: list[int]
+    first: list[int] = field(default_factory=list)
+    last: list[int] = field(default_factory=list)
+    rank: list[int] = field(default_factory=list)
+    stream: list[int] = field(default_factory=list)
+    waits: list[tuple[int, ...]] = field(default_factory=list)
+    left: list[int] = field(default_factory=list)
+    followers: list[list[int]] = field(default_factory=list)
+    task_of: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def operation(self, task: int) -> Operation:
+        """Its first; the only one, unless it computes."""
+        return self.operations[self.first[task]]
 
 
-@dataclass(frozen=True, slots=True)
-class RankStreams:
-    """A rank's tasks in issue order, the task of every operation, and each stream's task numbers."""
-
-    tasks: list[Task]
-    task_of: list[int]
-    streams: dict[StreamKey, list[int]]
-
-
-def stream_key(operation: Operation) -> StreamKey:
-    """``program.stream_of`` as a key that compares fast; anything but a transfer is compute."""
+def stream_key(operation: Operation) -> int:
+    """``program.stream_of`` as a number: 0 compute, 1 collectives, 2 + 2·peer sends to it, 3 + 2·peer from it."""
     kind = type(operation)
     if kind is Send:
-        return ("send", cast(Send, operation).to)
+        return 2 + 2 * cast(Send, operation).to
     if kind is Recv:
-        return ("recv", cast(Recv, operation).source)
+        return 3 + 2 * cast(Recv, operation).source
     return COLLECTIVE if kind is Collective else COMPUTE
 
 
-def streams_of(operations: Sequence[Operation], *, coalesce: bool = True) -> RankStreams:
-    """The tasks of one rank. coalesce False: every operation is a task of its own."""
+def tasks_of(ranks: Sequence[Sequence[Operation]], coalesce: Sequence[bool] | None = None) -> Tasks:
+    """The tasks of a program's ranks. coalesce[r] False: every operation of rank r is a task of its own."""
+    offsets = [0, *accumulate(len(operations) for operations in ranks)]
+    tasks = Tasks([operation for operations in ranks for operation in operations], offsets)
+    for rank, operations in enumerate(ranks):
+        _add_rank(tasks, rank, operations, coalesce is None or coalesce[rank])
+    return tasks
+
+
+def _add_rank(tasks: Tasks, rank: int, operations: Sequence[Operation], coalesce: bool) -> None:
     keys = [stream_key(operation) for operation in operations]
     needs, watched = _dependencies(operations, keys)
-    task_of: list[int] = []
-    firsts: list[int] = []
-    lasts: list[int] = []
-    streams: dict[StreamKey, list[int]] = {}
+    offset, task_of, last = tasks.offsets[rank], tasks.task_of, tasks.last
+    latest: dict[int, int] = {}
     growing = -1  # the compute task that may still take more
     for index, key in enumerate(keys):
-        if key is COMPUTE and growing >= 0 and not needs[index] and not watched[lasts[growing]]:
-            lasts[growing] = index
-            task_of.append(growing)
-            continue
-        if key is COMPUTE and coalesce:
-            growing = len(firsts)
-        task_of.append(len(firsts))
-        streams.setdefault(key, []).append(len(firsts))
-        firsts.append(index)
-        lasts.append(index)
-    tasks = [
-        Task(first, last, tuple([task_of[need] for need in needs[first]]))
-        for first, last in zip(firsts, lasts, strict=True)
-    ]
-    return RankStreams(tasks, task_of, streams)
+        if key == COMPUTE:
+            if growing >= 0 and index not in needs and not watched[last[growing] - offset]:
+                last[growing] = offset + index
+                task_of.append(growing)
+                continue
+            if coalesce:
+                growing = len(last)
+        task = len(last)
+        task_of.append(task)
+        waits = tuple([task_of[offset + need] for need in needs[index]]) if index in needs else NOTHING
+        _add_task(tasks, rank, offset + index, key, waits)
+        previous = latest.get(key, -1)
+        if previous >= 0:
+            tasks.followers[previous].append(task)
+            tasks.left[task] += 1
+        latest[key] = task
 
 
-def _dependencies(operations: Sequence[Operation], keys: Sequence[StreamKey]) -> tuple[list[Sequence[int]], list[bool]]:
-    """For every operation: the operations of *other* streams it reads from, and whether another stream reads it."""
+def _add_task(tasks: Tasks, rank: int, operation: int, key: int, waits: tuple[int, ...]) -> None:
+    """A task of one operation."""
+    for wait in waits:
+        tasks.followers[wait].append(len(tasks.first))
+    tasks.first.append(operation)
+    tasks.last.append(operation)
+    tasks.rank.append(rank)
+    tasks.stream.append(key)
+    tasks.waits.append(waits)
+    tasks.left.append(len(waits))
+    tasks.followers.append([])
+
+
+def _dependencies(operations: Sequence[Operation], keys: Sequence[int]) -> tuple[Needs, bytearray]:
+    """For operations that read from *other* streams, the operations they read; and whether another stream reads one."""
     writer: dict[str, int] = {}
-    needs: list[Sequence[int]] = []
-    watched = [False] * len(operations)
+    needs: Needs = {}
+    watched = bytearray(len(operations))
     for index, operation in enumerate(operations):
-        found: list[int] = []
         key = keys[index]
         for name in operation.reads:
             source = writer.get(name)
-            if source is not None and keys[source] != key and source not in found:
-                found.append(source)
+            if source is not None and keys[source] != key:
+                found = needs.get(index)
+                if found is None:
+                    needs[index] = [source]
+                elif source not in found:
+                    found.append(source)
                 watched[source] = True
-        needs.append(found or NOTHING)
         for name in operation.writes:
             writer[name] = index
     return needs, watched
 
 
-def followers_of(streams: RankStreams) -> tuple[list[int], list[list[int]]]:
-    """Per task: how many it waits for, its stream's previous one included, and the tasks that wait for it."""
-    left = [len(task.waits) for task in streams.tasks]
-    followers: list[list[int]] = [[] for _ in streams.tasks]
-    for numbers in streams.streams.values():
-        for number, following in pairwise(numbers):
-            followers[number].append(following)
-            left[following] += 1
-    for number, task in enumerate(streams.tasks):
-        for wait in task.waits:
-            followers[wait].append(number)
-    return left, followers
-
-
 def predecessors(operations: Sequence[Operation]) -> list[tuple[int, ...]]:
     """For every operation of a rank, all it waits for there: its stream's previous one, then the writers it reads."""
     writer: dict[str, int] = {}
-    latest: dict[StreamKey, int] = {}
+    latest: dict[int, int] = {}
     result: list[tuple[int, ...]] = []
     for index, operation in enumerate(operations):
         key = stream_key(operation)

@@ -59,7 +59,7 @@ ROWS = (
         "same inputs, same bytes: plan, trace and results, in separate processes, under any PYTHONHASHSEED",
         (
             "tests/reliability/test_determinism.py",
-            *_of("test_engine", "test_traces_are_byte_identical_under_any_hash_seed"),
+            *_of("test_engine_invariants", "test_traces_are_byte_identical_under_any_hash_seed"),
             *_of("test_compare", "test_the_same_seed_gives_the_same_numbers_in_one_process_or_two"),
             *_of("test_serving", "test_same_seed_same_run"),
             *_of("test_calibration_fit", "test_a_profile_of_the_same_rows_is_byte_identical"),
@@ -72,7 +72,7 @@ ROWS = (
         (
             *_of("reliability/test_whole_steps", "test_the_checks_see_what_is_lost",
                  "test_flops_keys_messages_and_bytes_are_conserved_whatever_the_placement"),
-            *_of("test_engine", "test_bytes_on_the_links_are_the_messages_bytes"),
+            *_of("test_engine_invariants", "test_bytes_on_the_links_are_the_messages_bytes"),
             *_of("test_lowering", "test_attention_flops_are_conserved_over_ranks",
                  "test_any_pool_grid_computes_every_pair_once"),
             *_of("test_memory", "test_kv_cache_over_all_shards_is_the_models_kv"),
@@ -97,7 +97,7 @@ ROWS = (
         (
             *_of("reliability/test_whole_steps", "test_no_step_is_shorter_than_its_flops_its_bytes_or_its_hops",
                  "test_hops_are_counted_along_values"),
-            *_of("test_engine", "test_no_step_beats_its_compute_its_bytes_or_its_dependencies"),
+            *_of("test_engine_invariants", "test_no_step_beats_its_compute_its_bytes_or_its_dependencies"),
             *_of("test_cost", "test_no_prediction_beats_the_roofline"),
             *_of("test_collectives", "test_no_collective_beats_its_bytes_over_its_links"),
             "tests/test_bound.py",
@@ -147,7 +147,7 @@ ROWS = (
         "deadlock",
         "a program that never ends is an error naming the rank, the operation and what it waits for; never silence",
         (
-            *_of("test_engine", "test_a_receive_without_a_send_is_a_deadlock_that_names_it",
+            *_of("test_deadlock", "test_a_receive_without_a_send_is_a_deadlock_that_names_it",
                  "test_ranks_that_wait_for_each_other_are_a_deadlock",
                  "test_collectives_entered_in_different_orders_are_a_deadlock"),
             *_of("test_executor_transport", "test_a_message_nobody_sends_is_a_deadlock_with_names"),

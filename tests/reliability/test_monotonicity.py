@@ -33,9 +33,9 @@ from simulator.simulation.timeline import Timeline
 from simulator.workload import prefill_step
 from tests.hand_made import GPU, cluster, durations
 from tests.instances import random_problem
+from tests.random_programs import SHAPES, random_program
 from tests.reliability.scale import of, record
 from tests.schemes import static, tiny_model
-from tests.test_engine import SHAPES, random_program
 
 EXAMPLES = settings(max_examples=of(100, 500), deadline=None)
 FACTOR = st.sampled_from([1.0, 1.5, 2.0, 10.0])
