@@ -27,6 +27,7 @@ from simulator.attention_operations import Scores as Scores
 from simulator.attention_operations import Segment as Segment
 from simulator.attention_operations import Store as Store
 from simulator.attention_operations import WeighValues as WeighValues
+from simulator.fold import Fold
 from simulator.tile import Batch, Block, Span, Tile
 from simulator.weight_slice import WeightSlice as WeightSlice
 from simulator.workload import Step
@@ -259,6 +260,7 @@ class Program:
     ``step.batch`` is the batch as lowered (groups cut at micro-batch edges, order of sequences kept). Ranks that embed
     read the value ``tokens`` (all new tokens of the batch, packed) and hold the next ones in ``next_tokens[rank]``.
     ``repeated``: (layer, n) of a deep model lowered shallow, where that layer stands for n alike; not to be run.
+    ``fold``: only the ranks of its block 0 have lists, which stand for the others'; not to be run either.
     """
 
     step: Step
@@ -267,6 +269,7 @@ class Program:
     caches: tuple[tuple[CacheShard, ...], ...]
     next_tokens: tuple[str, ...]
     repeated: tuple[int, int] | None = None
+    fold: Fold | None = None
 
     def times(self, layer: int) -> int:
         """Layers that ``layer`` stands for."""

@@ -19,8 +19,9 @@ MARK_BYTES = 16  # sets of paths are told apart by the exclusive or of their mar
 
 
 class Path:
-    """``weights[i]`` units of ``resources[i]`` for a unit of work, and of resources that never limit it. ``number``: its
-    place among all paths of a ``Sharing``."""
+    """``weights[i]`` units of ``resources[i]`` for a unit of work, and of resources that never limit it.
+
+    ``number``: its place among all paths of a ``Sharing``."""
 
     __slots__ = (
         "activity",

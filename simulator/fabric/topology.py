@@ -121,6 +121,18 @@ class Topology:
             case "pcie" | "shared_memory":
                 return ((self._numbers[f"{prefix} bus"], 1.0),)
 
+    def resources_of(self, rank: int) -> tuple[int, ...]:
+        """All that messages of a rank use, in one order for all ranks: its ports or bus, its NIC, its leaf's uplinks.
+        Nothing where links are pairwise: those belong to two ranks."""
+        link, nic = self.places[rank].spec.link.kind, self._nics.get(rank)
+        if link == "pairwise":
+            return ()
+        inside = tuple(resource for resource, _ in self.ports(rank, ()))
+        if nic is None:
+            return inside
+        uplinks = self.uplink(nic.leaf) if len(self._leaf_bytes_per_s) > 1 else ()
+        return (*inside, nic.out, nic.into, *uplinks)
+
     def _add(self, name: str, bandwidth_bytes_per_s: float) -> int:
         self._numbers[name] = len(self.resources)
         self.resources.append(Resource(name, bandwidth_bytes_per_s))

@@ -24,7 +24,7 @@ from simulator.cluster import Cluster
 from simulator.costs.collective_cost import Call, collective_cost
 from simulator.costs.pricing import Quantile, as_measured, price
 from simulator.errors import ExecutionError, InfeasibleError
-from simulator.fabric.copies import copies_on
+from simulator.fabric.copies import Copies, copies_on
 from simulator.fabric.network import CollectiveFlow, Network
 from simulator.fabric.topology import Topology
 from simulator.fold import UnfoldableError
@@ -86,6 +86,16 @@ def _check_size(program: Program, cluster: Cluster) -> None:
         )
 
 
+def _copies(program: Program, topology: Topology) -> Copies | None:
+    """How many blocks of a folded program share its links; UnfoldableError where the cluster has none like them."""
+    if program.fold is None:
+        return None
+    copies = copies_on(program.fold, topology)
+    if copies is None:
+        raise UnfoldableError(f"cluster {topology.cluster.name} does not treat the {program.fold.blocks} blocks alike")
+    return copies
+
+
 class _Run:
     """The state of one run. Per task (``streams.py``): when it began and ended, how many it waits for, who waits for
     it. ``before[i]``: picoseconds of compute issued before operation i on a device of its own."""
@@ -93,7 +103,14 @@ class _Run:
     def __init__(self, program: Program, topology: Topology, durations_s: Sequence[Seconds], world: World) -> None:
         self.program, self.topology, self.world = program, topology, world
         self.clock = Clock()
-        self.network = Network(self.clock, topology, world.hosts, world.interference, record_load=world.record_load)
+        self.network = Network(
+            self.clock,
+            topology,
+            world.hosts,
+            world.interference,
+            copies=_copies(program, topology),
+            record_load=world.record_load,
+        )
         shared = [
             place.node in self.network.cores or rank in self.network.devices
             for rank, place in enumerate(topology.places)
@@ -111,7 +128,7 @@ class _Run:
         self.before = self._compute_before()
         self.length = self._lengths()
         self.meetings: dict[tuple[int, ...], list[int]] = {}
-        self.groups: dict[tuple[int, ...], int] = {}
+        self.groups: dict[tuple[int, ...], tuple[int, int]] = {}
         self.flows: dict[Call, CollectiveFlow] = {}
         self.latest: list[int] | None = None
 
@@ -173,8 +190,8 @@ class _Run:
         elif isinstance(operation, Recv):
             self._meet(task, operation, (operation.source, self.tasks.rank[task], operation.tag), 2)
         elif isinstance(operation, Collective):
-            group = self.groups.setdefault(operation.ranks, len(self.groups))
-            self._meet(task, operation, (group, operation.tag), len(operation.ranks))
+            number, size = self.groups.get(operation.ranks) or self._group(operation.ranks)
+            self._meet(task, operation, (number, operation.tag), size)
         else:
             self._compute_on_cores(task)
 
@@ -196,6 +213,13 @@ class _Run:
     def _end_all(self, tasks: list[int]) -> None:
         for task in tasks:
             self._end(task)
+
+    def _group(self, ranks: tuple[int, ...]) -> tuple[int, int]:
+        """A number for a collective's ranks, and how many of them are played: of a folded program, block 0's."""
+        fold = self.program.fold
+        size = len(ranks) if fold is None else sum(rank in fold.kept for rank in ranks)
+        self.groups[ranks] = found = len(self.groups), size
+        return found
 
     def _meet(self, task: int, operation: Transfer, key: tuple[int, ...], size: int) -> None:
         """Arrive at a transfer of ``size`` ends; the last to arrive starts it, and it ends for all at once."""
@@ -239,7 +263,8 @@ class _Run:
         flow = self.flows.get(call)
         if flow is None:
             cost = collective_cost(call, self.topology, self.world.in_node)
-            flow = self.flows[call] = self.network.collective_flow(cost, operation.ranks)
+            groups = 1 if self.program.fold is None else self.program.fold.groups_like(operation.ranks)
+            flow = self.flows[call] = self.network.collective_flow(cost, operation.ranks, groups)
         return flow
 
     def _stuck(self) -> list[Stuck]:
