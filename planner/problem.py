@@ -151,7 +151,8 @@ def profiles_for(cluster: Cluster, main: Profile) -> dict[str, Profile]:
         other = next((p for p in map(profile.load_profile, profile.preset_names()) if p.gpu.name == name), None)
         if other is None:
             raise ProfileError(
-                f"cluster {cluster.name}: profile {main.name} is of {main.gpu.name}, none shipped is of {name}"
+                f"cluster {cluster.name}: profile {main.name} is of {main.gpu.name}, none shipped is of {name}; "
+                f"make one on a {name} with `plan calibrate --device cuda`, or import one"
             )
         found[name] = other
     return found
