@@ -71,6 +71,16 @@ def gpus() -> dict[str, Gpu]:
     return dict(sorted(found.items()))
 
 
+def _existing(kind: Kind, path: Path) -> Path:
+    """The path, or SpecError with what could be given: a repository's name, say, has a slash and is no path."""
+    if "\0" not in str(path) and not path.exists():
+        wanted = "its config.json" if kind == "models" else "a .yaml or .json file"
+        raise SpecError(
+            f"{str(path)[:200]}: no such file; give the path of {wanted}, or one of {', '.join(names(kind))}"
+        )
+    return path
+
+
 def _is_relative_path(part: str) -> bool:
     return ("/" in part or part.endswith(SUFFIXES)) and not Path(part).is_absolute()
 
@@ -81,5 +91,5 @@ def _locate(kind: Kind, name_or_path: str) -> Path:
     if name_or_path in known:
         return FOLDER / kind / f"{name_or_path}.yaml"
     if is_path(name_or_path):
-        return Path(name_or_path)
+        return _existing(kind, Path(name_or_path))
     raise SpecError(f"{kind[:-1]}: unknown {name_or_path[:80]!r}; known: {', '.join(known)}; or give a path")

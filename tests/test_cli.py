@@ -118,3 +118,25 @@ def test_schemas_are_printed_as_json(capsys: pytest.CaptureFixture[str], name: s
     code, out, _ = run(capsys, "schema", name)
     assert code == 0
     assert json.loads(out)["type"] == "object"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--model", "meta-llama/Llama-3.1-8B"),
+            "meta-llama/Llama-3.1-8B: no such file; give the path of its config.json",
+        ),
+        (
+            ("--profile", "a100-sxm4-80gb", "--cluster", "dgx-h200-2", "--max-gpus", "8"),
+            "lacks; use h200-sxm for H200-SXM",
+        ),
+    ],
+)
+def test_a_wrong_part_says_what_could_be_given_instead(
+    capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    code, out, err = run(capsys, "make", "fa-pool", *options)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

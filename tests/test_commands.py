@@ -87,6 +87,7 @@ def test_a_trace_becomes_a_workload_file_with_the_batches_stated(
 
 
 def test_a_trace_where_a_workload_is_asked_for_is_refused_with_the_command_that_makes_one(tmp_path: Path) -> None:
+    (tmp_path / "trace.csv").write_text("arrived_at,num_prefill_tokens,num_decode_tokens\n0,100,10\n")
     with pytest.raises(SpecError, match=r"make one: plan workload import trace .*trace\.csv -o workload\.yaml"):
         presets.workload(str(tmp_path / "trace.csv"))
 

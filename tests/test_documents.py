@@ -35,7 +35,9 @@ def sources() -> str:
     """Code and the files it reads: a word of a page is a word of these."""
     files = [ROOT / "Makefile", ROOT / "pyproject.toml"]
     for package in PACKAGES[:-1]:
-        files += [path for path in (ROOT / package).rglob("*") if path.suffix in (".py", ".yaml") and path != Path(__file__)]
+        files += [
+            path for path in (ROOT / package).rglob("*") if path.suffix in (".py", ".yaml") and path != Path(__file__)
+        ]
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
@@ -116,7 +118,7 @@ def test_names_that_are_gone_are_found(tmp_path: Path) -> None:
         test_files_symbols_and_tests_named_on_a_page_exist(page)
     assert f"assert not {gone}" in str(caught.value)
     page.write_text("`plan gone`, `--gone`, `python -m planner.gone` and [a link](gone.md), [another](page.md#gone)")
-    with pytest.raises(AssertionError, match="assert not \\['plan gone', '--gone', 'python -m planner.gone'\\]"):
+    with pytest.raises(AssertionError, match=r"assert not \['plan gone', '--gone', 'python -m planner.gone'\]"):
         test_commands_options_and_modules_named_on_a_page_exist(page)
-    with pytest.raises(AssertionError, match="gone.md.*page.md#gone"):
+    with pytest.raises(AssertionError, match=r"gone\.md.*page\.md#gone"):
         test_links_of_a_page_lead_somewhere(page)

@@ -15,7 +15,7 @@ from simulator.units import format_bytes
 BITS_PER_BYTE = 8
 BITS_PER_GBIT = 1e9
 OPTIONS = {  # the importer names its fields; a user of the command line has options
-    "nic_bandwidth_bytes_per_s (25e9: HDR)": "--nic-gbit-s (200: HDR)",
+    "nic_bandwidth_bytes_per_s (25e9: HDR)": "--nic-gbit-s (200: HDR, 400: NDR)",
     "pcie_bandwidth_bytes_per_s (25e9: gen 4 x16)": "--pcie-gbyte-s (25: gen 4 x16)",
     "nics_per_node": "--nics-per-node",
     "num_nodes": "--nodes",

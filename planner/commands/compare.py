@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from planner.commands.make import scenario_of
+from planner.commands.make import check_profile, scenario_of
 from planner.commands.output import progress, table, to_terminal
 from planner.compare import Compared, Numbers, Options, Row
 from planner.compare import compare as compare_problem
@@ -22,6 +22,7 @@ from simulator.units import format_seconds
 def compare(arguments: argparse.Namespace) -> int:
     scenario = scenario_of(arguments)
     problem = load_problem(scenario, ttft_slo_s=arguments.ttft_slo, tpot_slo_s=arguments.tpot_slo)
+    check_profile(arguments, problem)
     if arguments.per_category < 2:
         raise SpecError(f"--per-category {arguments.per_category}: needs at least 2 sequences for a paired test")
     if arguments.seed < 0:

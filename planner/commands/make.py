@@ -5,14 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from typing import TYPE_CHECKING
 
 from planner.commands.output import ERR, say, table, to_terminal
 from simulator import presets
 from simulator.allocation import Allocation, Alternative, Choice
 from simulator.errors import SpecError
 from simulator.formats.files import to_json, write_atomically
+from simulator.profile import load_profile
 from simulator.scenario import Scenario
 from simulator.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from planner.problem import Problem
 
 PARTS = ("model", "cluster", "workload", "profile")
 
@@ -32,6 +37,7 @@ def make(arguments: argparse.Namespace) -> int:
         slo_quantile=arguments.slo_quantile,
         exactness=arguments.exactness,
     )
+    check_profile(arguments, problem)
     limit = None if arguments.exact else arguments.simulations or QUICK_SIMULATIONS
     allocation = make_problem(problem, limit=limit, workers=os.cpu_count() or 1)
     text = to_json(allocation)
@@ -42,6 +48,16 @@ def make(arguments: argparse.Namespace) -> int:
         show(allocation)
     say(f"wrote {arguments.output}")
     return 0
+
+
+def check_profile(arguments: argparse.Namespace, problem: Problem) -> None:
+    """A profile that was asked for must be of a GPU of the cluster: other GPUs take the shipped one of their name."""
+    if arguments.profile is None or (found := load_profile(arguments.profile)).gpu.name in problem.profiles:
+        return
+    fitting = ", ".join(f"{profile.name} for {gpu}" for gpu, profile in problem.profiles.items())
+    raise SpecError(
+        f"--profile {arguments.profile}: of {found.gpu.name}, which cluster {problem.cluster.name} lacks; use {fitting}"
+    )
 
 
 def scenario_of(arguments: argparse.Namespace) -> Scenario:
@@ -60,7 +76,9 @@ def scenario_of(arguments: argparse.Namespace) -> Scenario:
         return Scenario.model_validate(base.model_dump() | changes)
     missing = [name for name in PARTS if name not in changes]
     if missing:
-        raise SpecError(f"give a scenario, or all parts; missing: {', '.join('--' + name for name in missing)}")
+        raise SpecError(
+            f"give a scenario, e.g. fa-pool, or all parts; missing: {', '.join('--' + name for name in missing)}"
+        )
     return Scenario.model_validate({"name": "command-line", **changes})
 
 
