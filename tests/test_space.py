@@ -78,3 +78,35 @@ def test_documents_baselines_are_always_there() -> None:
     problem: Problem = random_problem(0)
     small = replace(problem.question("prefill", problem.workload.buckets[0]), max_gpus=1)
     assert all(isinstance(p, str) and "needs" in p for p in baselines(small)[1:])
+
+
+@pytest.mark.parametrize("seed", [0, 3, 7, 11])
+def test_pools_made_as_columns_are_the_ones_counted_one_by_one(seed: int) -> None:
+    problem = random_problem(seed)
+    for phase in ("prefill", "decode"):
+        question = replace(problem.question(phase, problem.workload.buckets[0]), base_gpus=1, fine=bool(seed % 2))
+        table = enumerate_space(question)
+        heads = question.model.num_attention_heads
+        most = min(question.tokens, question.batch if phase == "decode" else question.tokens)
+        windowed, node = any(layer.window for layer in question.model.layers), question.node_gpus
+        expected = {
+            (h, q, k)
+            for pool in range(1, question.max_gpus)
+            if question.fine or pool % node == 0 or (pool < node and node % pool == 0)
+            for h in range(1, pool + 1)
+            for q in range(1, pool // h + 1)
+            for k in (pool // h // q,)
+            if h * q * k == pool and h <= heads and (question.fine or heads % h == 0) and q <= most
+            if k <= (1 if windowed else question.tokens)
+        }
+        pools = table[(table["scheme"] == Scheme.POOL) & (table["dealing"] == 0)]
+        assert {(int(c["heads"]), int(c["queries"]), int(c["keys"])) for c in pools} == expected
+
+
+def test_the_next_node_of_a_position_is_the_first_later_one_elsewhere() -> None:
+    problem = next(p for p in map(random_problem, range(50)) if len({n.gpu for n in p.cluster.nodes}) == 2)
+    question = problem.question("decode", problem.workload.buckets[0])
+    for order, homes in enumerate(question.homes.tolist()):
+        for at, home in enumerate(homes):
+            later = [p for p in range(at, len(homes)) if homes[p] != home]
+            assert question.leaves[order, at] == min(later, default=len(homes))

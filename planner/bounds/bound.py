@@ -46,7 +46,7 @@ from simulator.placement import even_split
 ROUNDING = 1e-6  # the simulator rounds every operation to a picosecond, and none is shorter than a microsecond
 
 
-CELLS = 500_000  # query blocks bounded at once: some 100 bytes of each are alive
+CELLS = 100_000  # query blocks bounded at once: their columns stay in the cache
 
 
 def chunked_bound(question: Question, table: Table, rates: Rates, *, parts: int | None = None) -> Array:

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from planner.bounds.attention import first_heads, micro_batch, parts_of
-from planner.bounds.rates import Array, Numbers, Rates
+from planner.bounds.rates import Array, Numbers, Rates, least
 from planner.bounds.shares import Dealt, ceil_div
 from planner.space import Question, Table
 from simulator.model import Layer
@@ -100,8 +100,8 @@ def collective_seconds(
     seconds = np.zeros(len(table))
     for order, tensor in {(int(o), int(t)) for o, t in zip(*distinct_pairs(table), strict=True)}:
         rows = np.flatnonzero((table["order"] == order) & (table["tensor"] == tensor))
-        groups = tensor_groups(question, order, tensor)
-        seconds[rows] = np.minimum.reduce([rates.collective(kind, group, num_bytes[rows]) for group in groups])
+        groups = question.tensor_groups(order, tensor)
+        seconds[rows] = least([rates.collective(kind, group, num_bytes[rows]) for group in groups])
     return seconds
 
 
@@ -109,20 +109,6 @@ def distinct_pairs(table: Table) -> tuple[Numbers, Numbers]:
     """The (order, tensor degree) that occur."""
     codes = np.unique(table["order"].astype(np.int64) << 32 | table["tensor"].astype(np.int64))
     return codes >> 32, codes & 0xFFFFFFFF
-
-
-def tensor_groups(question: Question, order: int, tensor: int) -> list[tuple[int, ...]]:
-    """One group of consecutive ranks of every kind: which devices, on how many nodes."""
-    ranks, places = question.orders[order], question.cluster.rank_nodes()
-    found: dict[tuple[object, ...], tuple[int, ...]] = {}
-    for first in range(0, len(ranks) - tensor + 1, tensor):
-        group = ranks[first : first + tensor]
-        kind = (
-            tuple(places[rank][2].gpu for rank in group),
-            tuple(places[rank][0] - places[group[0]][0] for rank in group),
-        )
-        found.setdefault(kind, group)
-    return list(found.values())
 
 
 def end_seconds(question: Question, table: Table, rates: Rates, tokens: Numbers, sequences: Numbers) -> Array:

@@ -6,7 +6,6 @@ the keys once a node) and returns its output there. Whatever the base sends to s
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from planner.bounds.attention import Cells, cells_of, decode_seconds, first_heads, prefill_cells
 from planner.bounds.copies import Copies, copies_of
+from planner.bounds.layer import distinct_pairs
 from planner.bounds.rates import Array, Numbers, Rates
 from planner.bounds.shares import Dealt, ceil_div
 from planner.space import Question, Scheme, Table
@@ -73,31 +73,18 @@ class PoolTimes:
 
 def network_of(question: Question, rates: Rates, table: Table) -> Network:
     """NICs of every candidate's base."""
-    nodes, cluster = question.nodes, rates.cluster
     remote, total = np.zeros(len(table), dtype=np.int64), np.full(len(table), np.inf)
-    several = len(set(nodes)) > 1
-    for order, base in {(int(o), int(t)) for o, t in zip(table["order"], table["tensor"], strict=True)}:
+    several = len(set(question.nodes)) > 1
+    for order, base in zip(*distinct_pairs(table), strict=True):
         ranks = question.orders[order]
-        home = {nodes[rank] for rank in ranks[:base]}
-        first = next((at for at, rank in enumerate(ranks) if nodes[rank] not in home), len(ranks))
         rows = (table["order"] == order) & (table["tensor"] == base)
-        remote[rows] = first
+        remote[rows] = question.leaves[order, base - 1]
         if several:
             nics = {rates.topology.nic_of(rank).out for rank in ranks[:base]}
             total[rows] = sum(rates.topology.resources[nic].bandwidth_bytes_per_s for nic in nics)
     if not several:
         return Network(remote, np.inf, np.inf, total, 0.0)
-    fastest = max(
-        rates.topology.resources[rates.topology.nic_of(r).out].bandwidth_bytes_per_s for r in range(len(nodes))
-    )
-    inlets = {(node, rates.topology.nic_of(rank).into) for rank, node in enumerate(nodes)}
-    by_node: defaultdict[int, float] = defaultdict(float)
-    for node, link in inlets:
-        by_node[node] += rates.topology.resources[link].bandwidth_bytes_per_s
-    latency = min(node.nics.latency_s for node in cluster.nodes if node.nics is not None)
-    hosts = [profile.host.transfer_latency_s for profile in rates.profiles.values() if profile.host is not None]
-    latency = min([latency + cluster.fabric.latency_s, *(host for host in hosts if host is not None)])
-    return Network(remote, fastest, max(by_node.values()), total, latency)
+    return Network(remote, rates.nics.fastest_bytes_per_s, rates.nics.node_bytes_per_s, total, rates.nics.latency_s)
 
 
 @dataclass(frozen=True)
@@ -128,9 +115,10 @@ def pool_chain(
     element = question.model.head_dim * rates.size
     q_in = pool.queries * heads.queries[cells.row] * element / network.nic_bytes_per_s
     direct = pool.keys * heads.keys[cells.row] * 2 * element / network.nic_bytes_per_s
-    kv_in = np.where(
-        table["multicast"][cells.row] == 0, direct, _node_keys_seconds(question, table, rates, network, pool)
-    )
+    kv_in = direct
+    if table["multicast"].any():
+        once = _node_keys_seconds(question, table, rates, network, pool)
+        kv_in = np.where(table["multicast"][cells.row] == 0, direct, once)
     far = pool.begin >= network.remote[cells.row]
     streamed = table["streams"][cells.row] > 1
     arrives = np.where(streamed, np.maximum(kv_in + pool.last, pool.seconds), kv_in + pool.seconds)
@@ -158,23 +146,14 @@ def _node_keys_seconds(question: Question, table: Table, rates: Rates, network: 
     """Multicast: the KV heads of a query block's ranks on one node enter it once, by all its NICs. Of the first two
     nodes of those ranks, the one with more of them."""
     row, heads = pool.cells.row, table["heads"].astype(np.int64)
-    home = np.array([[question.nodes[rank] for rank in ranks] for ranks in question.orders])
-    width, order, stop = home.shape[1], table["order"][row], pool.begin + heads[row]
-    leave = _next_node(home)
+    leave, order, stop = question.leaves, table["order"][row], pool.begin + heads[row]
+    width = leave.shape[1]
     first = np.minimum(leave[order, pool.begin], stop)
     second = np.minimum(leave[order, np.minimum(first, width - 1)], stop)
     together = np.maximum(first - pool.begin, np.maximum(second - first, 0))
     fewest = question.model.num_attention_heads // heads[row]
     held = ceil_div(together * fewest, question.model.heads_per_kv_head)
     return np.asarray(pool.keys * held * 2 * question.model.head_dim * rates.size / network.node_bytes_per_s)
-
-
-def _next_node(home: Numbers) -> Numbers:
-    """[order, position] → the first later position on another node."""
-    found = np.full(home.shape, home.shape[1], dtype=np.int64)
-    for at in range(home.shape[1] - 2, -1, -1):
-        found[:, at] = np.where(home[:, at] == home[:, at + 1], found[:, at + 1], at + 1)
-    return found
 
 
 def _away_chain(

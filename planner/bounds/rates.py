@@ -7,8 +7,10 @@ curve, across nodes ``collective_cost``. Rows with a zero dimension are free: no
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +28,15 @@ from simulator.units import DTYPE_BYTES
 
 Array = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Nics:
+    """Of a cluster of several nodes: the fastest NIC, the most that all NICs of a node take in, the least latency."""
+
+    fastest_bytes_per_s: float
+    node_bytes_per_s: float
+    latency_s: float
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,23 @@ class Rates:
     def size(self) -> int:
         """Bytes of an element."""
         return DTYPE_BYTES[self.dtype]
+
+    @cached_property
+    def nics(self) -> Nics:
+        """Of the whole cluster. SpecError where a node states none."""
+        topology, cluster = self.topology, self.cluster
+        by_node: defaultdict[int, set[int]] = defaultdict(set)
+        for rank, place in enumerate(topology.places):
+            by_node[place.node].add(topology.nic_of(rank).into)
+        rate = [resource.bandwidth_bytes_per_s for resource in topology.resources]
+        fastest = max(rate[topology.nic_of(rank).out] for rank in range(len(topology.places)))
+        latency = min(node.nics.latency_s for node in cluster.nodes if node.nics is not None)
+        hosts = [profile.host.transfer_latency_s for profile in self.profiles.values() if profile.host is not None]
+        return Nics(
+            fastest,
+            max(sum(rate[link] for link in links) for links in by_node.values()),
+            min([latency + cluster.fabric.latency_s, *(host for host in hosts if host is not None)]),
+        )
 
     def gemm(self, m: npt.ArrayLike, n: npt.ArrayLike, k: npt.ArrayLike) -> Array:
         """Seconds of [m, k] @ [k, n]; arguments broadcast."""
@@ -94,7 +122,7 @@ class Rates:
                 seconds = predict_rows(rows, model, profile.gpu).seconds
             launch_s = 0.0 if name.startswith("attention") else profile.host_launch_s
             found.append(np.maximum(seconds, launch_s) * slowdown)
-        return np.asarray(np.minimum.reduce(found))
+        return least(found)
 
     def _devices(self) -> list[tuple[str, float]]:
         """(GPU type, the least slowdown of a node of that type)."""
@@ -116,7 +144,7 @@ class Rates:
             rate = min(cost.bytes_per_s, profile.gpu.memory_bandwidth_bytes_per_s)
             seconds = np.maximum(cost.launch_s + moved / rate, profile.host_launch_s)
             found.append(np.where(moved > 0, seconds, 0.0) * slowdown)
-        return np.asarray(np.minimum.reduce(found))
+        return least(found)
 
     def collective(self, kind: CollectiveKind, ranks: tuple[int, ...], num_bytes: Array) -> Array:
         """Seconds of a collective of ``ranks``, alone on its links, for every size."""
@@ -145,6 +173,11 @@ class Rates:
             return collective_seconds(kind, len(ranks), sizes, self.profiles[places[0].spec.gpu])[0]
         except ProfileError:
             return None
+
+
+def least(found: list[Array]) -> Array:
+    """Element by element; of one array that array itself."""
+    return np.asarray(np.minimum.reduce(found)) if len(found) > 1 else found[0]
 
 
 def make_rates(cluster: Cluster, profiles: Mapping[str, Profile], dtype: str) -> Rates:
