@@ -1,10 +1,11 @@
 """What a kernel must cost before anything is learned: physical models of GEMM, and what all classes share.
 
 Every class has one function ``(columns, coefficients, device) -> Physics``. It models tiles, waves of
-tiles over the SMs, split-K, device-memory and L2 traffic and launch latency; it ignores clocks, power and
-which library kernel really ran (the learned residual of :mod:`simulator.costs.cost` covers those).
+tiles over the SMs, split-K, device-memory and L2 traffic, launch latency and a slow-down of long kernels as at a
+power limit; it ignores which library kernel really ran (the residual of :mod:`simulator.costs.cost` learns that).
 Sources: roofline (Williams et al. 2009); tile and wave quantisation (NVIDIA, Matrix Multiplication
-Background User's Guide, section 4); FACTS of this project on which terms mattered.
+Background User's Guide, section 4); a tile's prologue and epilogue (NVIDIA, CUTLASS, Efficient GEMM); FACTS of this
+project on which terms mattered.
 """
 
 from __future__ import annotations
@@ -90,9 +91,13 @@ GEMM_START: Mapping[str, float] = {
     "bandwidth_share": 0.85,
     "l2_bandwidth_ratio": 2.5,
     "tile_s": 5e-7,
+    "tile_area_s": 5e-7,
     "split_s": 1.5e-6,
     "exposed_share": 0.3,
+    "throttle_share": 0.1,
+    "throttle_after_s": 1e-3,
 }
+WHOLE_TILE = 128.0 * 128.0  # outputs that a CTA writes in ``tile_area_s``
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,27 +125,29 @@ class _Problem:
 def _tile_shape(problem: _Problem, tile: tuple[float, float, str], *, split: bool) -> tuple[_Tiling, ...]:
     """Waves x (depth x tile FLOPs / one SM's rate + a tile's cost), overlapped with traffic; and with K split.
 
-    Each tile loads its rows of A and columns of B through L2, whatever K is cut into.
+    A tile's cost is its pipeline's filling and, by the outputs it really has, its epilogue. Each tile loads its rows
+    of A and columns of B through L2, whatever K is cut into. A profile without ``tile_area_s`` is older than the term.
     """
     rows, columns, efficiency = tile
     c, device = problem.coefficients, problem.device
     tiles = np.ceil(problem.m * (1.0 / rows)) * np.ceil(problem.n * (1.0 / columns))
     depth_s = problem.k * (2.0 * rows * columns * device.num_sms / (device.flop_per_s * c[efficiency]))
-    per_row = device.element_bytes / problem.l2_bytes_per_s
-    l2_s = tiles * (np.minimum(problem.m, rows) + columns) * problem.k * per_row
-    plain = _tiling(problem, tiles, depth_s, l2_s)
+    real_rows = np.minimum(problem.m, rows)
+    l2_s = tiles * (real_rows + columns) * problem.k * (device.element_bytes / problem.l2_bytes_per_s)
+    fixed_s = c["tile_s"] + real_rows * (c.get("tile_area_s", 0.0) * columns / WHOLE_TILE)
+    plain = _tiling(problem, tiles, depth_s + fixed_s, l2_s)
     if not split:
         return (plain,)
     parts = np.clip(np.floor(device.num_sms / tiles), 1.0, np.maximum(1.0, problem.k * (1.0 / SPLIT_K_MIN_DEPTH)))
-    cut = _tiling(problem, tiles * parts, depth_s / parts, l2_s)
+    cut = _tiling(problem, tiles * parts, depth_s / parts + fixed_s, l2_s)
     partial_s = (parts - 1.0) * problem.m * problem.n * (2.0 * ACCUMULATOR_BYTES / problem.l2_bytes_per_s)
     return plain, _Tiling(cut.seconds + c["split_s"] * (parts > 1.0) + partial_s, cut.num_tiles, cut.fill)
 
 
-def _tiling(problem: _Problem, num_tiles: Array, depth_s: Array, l2_s: Array) -> _Tiling:
+def _tiling(problem: _Problem, num_tiles: Array, tile_s: Array, l2_s: Array) -> _Tiling:
     waves = num_tiles * (1.0 / problem.device.num_sms)
     whole = np.ceil(waves)
-    compute_s = whole * (depth_s + problem.coefficients["tile_s"])
+    compute_s = whole * tile_s
     seconds = overlapped([compute_s, problem.memory_s, l2_s], problem.coefficients["exposed_share"])
     return _Tiling(seconds, num_tiles, waves / whole)
 
@@ -165,9 +172,10 @@ def gemm(x: Array, c: Coefficients, device: Device) -> Physics:
         num_tiles = np.where(better, tiling.num_tiles, num_tiles)
         fill = np.where(better, tiling.fill, fill)
         is_split = np.where(better, float(index >= len(plain) - 1), is_split)
+    throttled = 1.0 + c.get("throttle_share", 0.0) / (1.0 + (c.get("throttle_after_s", 1.0) / best) ** 2)
     flops = 2.0 * m * n * k
     floor = np.maximum(flops * (1.0 / device.flop_per_s), num_bytes * (1.0 / device.bytes_per_s))
-    base = c["launch_s"] + best
+    base = c["launch_s"] + best * throttled
     slower = [np.minimum(log2(tiling.seconds / best), 2.0) for tiling in (*plain, split[0], split[3])]
     sizes = [log2(m), log2(n), log2(k), log2(num_bytes), log2(floor / base), log2(best), log2(num_tiles)]
     waves = [np.minimum(plain[i].num_tiles * (1.0 / device.num_sms), 6.0) for i in (0, 2, 5)]
