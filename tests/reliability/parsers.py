@@ -123,7 +123,7 @@ def parsers() -> tuple[Parser, ...]:
         Parser("system facts", _system, (("a100_sxm.yaml", SYSTEM.encode()),)),
         Parser("calibration journal", _journal, (("points.jsonl", JOURNAL.encode()),)),
         Parser("serving log", lambda path: load(path, ServingLog), (("log.json", SERVED.encode()),)),
-        Parser("safetensors", _weights, (("model.safetensors", _tensors()), (INDEX, _index().encode()))),
+        Parser("safetensors", _weights, (("model.safetensors", tensors()), (INDEX, _index().encode()))),
         Parser(
             "any JSON or YAML", parse, tuple((name, b'{"a": [1, 2.5, "x", null]}') for name in ("a.json", "a.yaml"))
         ),
@@ -184,7 +184,7 @@ def _journal(path: Path) -> Any:
 TINY = presets.hf_config.from_config(json.loads(CONFIG), source="config.json", name="tiny")
 
 
-def _tensors() -> bytes:
+def tensors() -> bytes:
     """A whole small checkpoint."""
     from safetensors.torch import save
 
@@ -204,7 +204,7 @@ def _weights(path: Path) -> Any:
     folder = path.with_name("model")
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(CONFIG)
-    (folder / "model.safetensors").write_bytes(_tensors())
+    (folder / "model.safetensors").write_bytes(tensors())
     (folder / INDEX).unlink(missing_ok=True)
     (folder / path.name).write_bytes(path.read_bytes())
     source = SafetensorsSource(folder, TINY)

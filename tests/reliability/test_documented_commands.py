@@ -2,7 +2,7 @@
 
 A command runs here unless it is listed: in SLOW (minutes, or many processes: run for the report) or in ELSEWHERE
 (cannot run on any machine; the reason says what it needs). Blocks of a page share a folder with the files that the text
-talks of.
+talks of; a ``yaml`` block that begins with a file's name is written to it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 
 from simulator.formats.files import to_json
 from simulator.profile import load_profile
-from tests.reliability.parsers import CONFIG, OPERATIONS, TOPO, TRACE
+from tests.reliability.parsers import CONFIG, OPERATIONS, TOPO, TRACE, tensors
 from tests.reliability.scale import FULL, ROOT, record
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -30,6 +30,8 @@ ELSEWHERE = {
     "make demo": "installs an environment of its own; its commands are run one by one below",
     "nvidia-smi topo -m > topo.txt": "needs NVIDIA's driver; the folder holds such a print-out",
     "plan calibrate --device cuda --budget 600 -o profile.json": "needs a CUDA GPU",
+    "plan run local.json --on cuda --backend triton --graphs": "needs a CUDA GPU",
+    "source .venv/bin/activate": "the commands are run by the environment that runs this",
 }
 SLOW = (
     "plan make fa-pool",
@@ -51,9 +53,6 @@ PREPARED = {
         "plan calibrate --device cpu --budget 12 -o out/local-profile.json",
         "plan make local --profile out/local-profile.json -o out/local-allocation.json",
         "plan run out/local-allocation.json --tokens 128 --decode-tokens 2 --repeats 1 -o out/measurement.json",
-    ),
-    "how-to.md": (
-        "plan cluster import topo topo.txt --gpu A100-SXM4-80GB --nodes 4 --nic-gbit-s 200 -o my-cluster.yaml",
     ),
 }
 
@@ -97,6 +96,13 @@ def run(command: str, folder: Path, limit_s: float) -> None:
     record("documented commands", command=command, seconds=round(time.monotonic() - began_s, 1))
 
 
+def written_out(page: Path, folder: Path) -> None:
+    """The files that a page spells out."""
+    for block in blocks(page, "yaml"):
+        if named := re.match(r"# ([\w-]+\.yaml)$", block, re.MULTILINE):
+            (folder / named[1]).write_text(block, encoding="utf-8")
+
+
 def prepare(folder: Path) -> None:
     """The files that the pages talk of, and ``plan`` and ``python`` as an installed environment has them."""
     (folder / "bin").mkdir()
@@ -107,6 +113,9 @@ def prepare(folder: Path) -> None:
     (folder / "path" / "to").mkdir(parents=True)
     (folder / "path" / "to" / "config.json").write_text(CONFIG)
     (folder / "config.json").write_text(CONFIG)
+    (folder / "my-model").mkdir()
+    (folder / "my-model" / "config.json").write_text(CONFIG)
+    (folder / "my-model" / "model.safetensors").write_bytes(tensors())
     (folder / "topo.txt").write_text(TOPO)
     (folder / "trace.csv").write_text(TRACE)
     (folder / "operations.csv").write_text(OPERATIONS)
@@ -118,6 +127,7 @@ def prepare(folder: Path) -> None:
 @pytest.mark.parametrize(("page", "chosen"), cases(slow=FULL))
 def test_the_commands_and_programs_of_a_page_run(page: Path, chosen: list[str], tmp_path: Path) -> None:
     prepare(tmp_path)
+    written_out(page, tmp_path)
     if FULL or page.name != "README.md":
         for command in PREPARED.get(page.name, ()):
             run(command, tmp_path, SLOW_LIMIT_S)
