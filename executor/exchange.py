@@ -7,18 +7,18 @@
     broadcast       a binomial tree
 
 Every part is summed once, or by all in the members' order, so all members hold the same bits. What can go out at once
-is sent when the collective is issued; the rest when its value is waited for.
+is sent when the collective is issued; the rest while the rank waits for this value or any other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from executor.mesh import Mesh
+from executor.mesh import Key, Mesh, Steps, Transfer
 from executor.transfers import combined
 from executor.two_levels import levels_of
 from executor.weights import TORCH_DTYPES
@@ -27,11 +27,16 @@ from simulator import program as p
 MESSAGES, COLLECTIVES = 0, 1  # channels of the mesh
 WHOLE_BYTES = 2**15  # up to here a value goes whole to all members: one hop instead of two
 
-Finish = Callable[[], Tensor]
+Some = Generator[Key, Tensor, None]
 
 
-def begin(mesh: Mesh, operation: p.Collective, value: Tensor, nodes: Sequence[int]) -> Finish:
-    """Issue a collective of this rank's ``value`` (contiguous); what it returns waits for the result."""
+def begin(mesh: Mesh, operation: p.Collective, value: Tensor, nodes: Sequence[int]) -> Transfer:
+    """Issue a collective of this rank's ``value`` (contiguous)."""
+    return mesh.begin(steps_of(mesh, operation, value, nodes))
+
+
+def steps_of(mesh: Mesh, operation: p.Collective, value: Tensor, nodes: Sequence[int]) -> Steps:
+    """What this rank sends and asks for."""
     talk = Talk(mesh, operation.tag, operation.ranks)
     across = len({nodes[rank] if nodes else 0 for rank in operation.ranks}) > 1 and len(operation.ranks) > 2
     match operation.kind:
@@ -72,151 +77,115 @@ class Talk:
     def send(self, place: int, value: Tensor) -> None:
         self.mesh.send(self.ranks[place], COLLECTIVES, self.tag, value)
 
-    def receive(self, place: int, like: Tensor) -> Tensor:
+    def receive(self, place: int, like: Tensor) -> Steps:
         """A flat value of ``like``'s type from a member."""
-        return self.mesh.receive(self.ranks[place], COLLECTIVES, self.tag).view(like.dtype)
+        content = yield self.ranks[place], COLLECTIVES, self.tag
+        return content.view(like.dtype)
 
     def others(self) -> list[int]:
         """The other members' places, each rank beginning with the one after it."""
         count = len(self.ranks)
         return [(self.place + step) % count for step in range(1, count)]
 
-    def whole(self, operation: p.Collective, value: Tensor) -> Finish:
+    def whole(self, operation: p.Collective, value: Tensor) -> Steps:
         """Everybody gets everybody's value, and combines them itself."""
         for place in self.others():
             self.send(place, value)
+        values = [value] * len(self.ranks)
+        for place in self.others():
+            values[place] = (yield from self.receive(place, value)).view(value.shape)
+        return combined(operation, values, self.place)
 
-        def finish() -> Tensor:
-            values = [value] * len(self.ranks)
-            for place in self.others():
-                values[place] = self.receive(place, value).view(value.shape)
-            return combined(operation, values, self.place)
-
-        return finish
-
-    def parts(self, operation: p.Collective, value: Tensor) -> Finish:
+    def parts(self, operation: p.Collective, value: Tensor) -> Steps:
         """Member i gets everybody's i-th part of the rows."""
         chunks = value.chunk(len(self.ranks))
         for place in self.others():
             self.send(place, chunks[place])
+        found = [chunks[self.place]] * len(self.ranks)
+        for place in self.others():
+            found[place] = (yield from self.receive(place, value)).view(chunks[self.place].shape)
+        return summed(found) if operation.kind == "reduce_scatter" else torch.cat(found)
 
-        def finish() -> Tensor:
-            found = [chunks[self.place]] * len(self.ranks)
-            for place in self.others():
-                found[place] = self.receive(place, value).view(chunks[self.place].shape)
-            return summed(found) if operation.kind == "reduce_scatter" else torch.cat(found)
-
-        return finish
-
-    def reduce_parts(self, value: Tensor, over: Talk | None = None) -> Finish:
+    def reduce_parts(self, value: Tensor, over: Talk | None = None) -> Steps:
         """All-reduce: member i sums everybody's i-th part, across nodes too if ``over`` has members there, and sends
         it back."""
         chunks = value.view(-1).tensor_split(len(self.ranks))
         for place in self.others():
             self.send(place, chunks[place])
+        found = [chunks[self.place]] * len(self.ranks)
+        for place in self.others():
+            found[place] = yield from self.receive(place, value)
+        mine = summed(found)
+        if over is not None:
+            mine = yield from over.reduce(mine)
+        for place in self.others():
+            self.send(place, mine)
+        chunks[self.place].copy_(mine)
+        for place in self.others():
+            chunks[place].copy_((yield from self.receive(place, value)))
+        return value
 
-        def finish() -> Tensor:
-            found = [chunks[self.place]] * len(self.ranks)
-            for place in self.others():
-                found[place] = self.receive(place, value)
-            mine = summed(found)
-            if over is not None:
-                mine = over.reduce(mine)
-            for place in self.others():
-                self.send(place, mine)
-            chunks[self.place].copy_(mine)
-            for place in self.others():
-                chunks[place].copy_(self.receive(place, value))
-            return value
-
-        return finish
-
-    def reduce(self, value: Tensor) -> Tensor:
-        """All-reduce at once: two members swap, more pass on in a ring."""
+    def reduce(self, value: Tensor) -> Steps:
+        """All-reduce: two members swap, more pass on in a ring."""
         if len(self.ranks) != 2:
-            return self.ring_reduce(value)()
+            return (yield from self.ring_reduce(value))
         other = 1 - self.place
         self.send(other, value)
-        theirs = self.receive(other, value)
+        theirs = yield from self.receive(other, value)
         return summed([theirs, value] if other == 0 else [value, theirs])
 
-    def ring_reduce(self, value: Tensor) -> Finish:
+    def ring_reduce(self, value: Tensor) -> Steps:
         """All-reduce: every part goes once round to be summed, and once more to be known."""
         chunks = value.view(-1).tensor_split(len(self.ranks))
-        finish = self._round(chunks, 0)
+        yield from self._round(chunks, 0)
+        yield from self._pass_on(chunks, (self.place + 1) % len(self.ranks))
+        return value
 
-        def both() -> Tensor:
-            finish()
-            self._pass_on(chunks, (self.place + 1) % len(self.ranks))
-            return value
-
-        return both
-
-    def ring_scatter(self, value: Tensor) -> Finish:
+    def ring_scatter(self, value: Tensor) -> Steps:
         """Reduce-scatter: part i ends with member i."""
         chunks = [chunk.clone() for chunk in value.chunk(len(self.ranks))]
-        finish = self._round(chunks, -1)
+        yield from self._round(chunks, -1)
+        return chunks[self.place]
 
-        def both() -> Tensor:
-            finish()
-            return chunks[self.place]
+    def ring_gather(self, operation: p.Collective, value: Tensor) -> Steps:
+        found = [value if place == self.place else torch.empty_like(value) for place in range(len(self.ranks))]
+        yield from self._pass_on([one.view(-1) for one in found], self.place)
+        return combined(operation, found, self.place)
 
-        return both
-
-    def ring_gather(self, operation: p.Collective, value: Tensor) -> Finish:
-        def finish() -> Tensor:
-            found = [value if place == self.place else torch.empty_like(value) for place in range(len(self.ranks))]
-            self._pass_on([one.view(-1) for one in found], self.place)
-            return combined(operation, found, self.place)
-
-        return finish
-
-    def _round(self, chunks: Sequence[Tensor], shift: int) -> Callable[[], None]:
-        """Sum every part round the ring, in place: this member ends with part place + 1 + shift. The first is sent."""
+    def _round(self, chunks: Sequence[Tensor], shift: int) -> Some:
+        """Sum every part round the ring, in place: this member ends with part place + 1 + shift."""
         count, place = len(self.ranks), self.place
         after, before = (place + 1) % count, (place - 1) % count
         self.send(after, chunks[(place + shift) % count])
+        for step in range(1, count):
+            part = chunks[(place + shift - step) % count]
+            part.add_((yield from self.receive(before, part)).view(part.shape))
+            if step < count - 1:
+                self.send(after, part)
 
-        def finish() -> None:
-            for step in range(1, count):
-                part = chunks[(place + shift - step) % count]
-                part.add_(self.receive(before, part).view(part.shape))
-                if step < count - 1:
-                    self.send(after, part)
-
-        return finish
-
-    def _pass_on(self, chunks: Sequence[Tensor], mine: int) -> None:
+    def _pass_on(self, chunks: Sequence[Tensor], mine: int) -> Some:
         """Give every part once round the ring, beginning with this member's own."""
         count, place = len(self.ranks), self.place
         after, before = (place + 1) % count, (place - 1) % count
         for step in range(count - 1):
             self.send(after, chunks[(mine - step) % count])
             part = chunks[(mine - step - 1) % count]
-            part.copy_(self.receive(before, part))
+            part.copy_((yield from self.receive(before, part)))
 
-    def broadcast(self, value: Tensor) -> Finish:
+    def broadcast(self, value: Tensor) -> Steps:
         """From the first member: whoever has it sends it to the member half the rest away."""
         span = 1
         while span < len(self.ranks):
             span *= 2
-        if self.place == 0:
-            self._spread(value, span // 2)
-            return lambda: value
-
-        def finish() -> Tensor:
-            low = self.place & -self.place
-            found = self.receive(self.place - low, value).view(value.shape)
-            self._spread(found, low // 2)
-            return found
-
-        return finish
-
-    def _spread(self, value: Tensor, span: int) -> None:
+        if self.place:
+            span = self.place & -self.place
+            value = (yield from self.receive(self.place - span, value)).view(value.shape)
+        span //= 2
         while span:
             if self.place + span < len(self.ranks):
                 self.send(self.place + span, value)
             span //= 2
+        return value
 
 
 def summed(values: Sequence[Tensor]) -> Tensor:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from executor.environment import environment
+from executor.experts import Assignment
 from executor.progress import State
 from executor.session import Generation, Session, StepResult, next_tokens_name, prompts_of, reads_tokens
 from executor.transfers import Issued
@@ -25,11 +26,12 @@ from simulator.measurement import Environment
 @dataclass
 class Answer:
     """What a rank hands back: its environment, how long it got ready for the first step (groups, weights), and its
-    logits of each step of the first repeat if kept."""
+    logits and routings of each step of the first repeat if kept."""
 
     environment: Environment
     prepared_s: float = 0.0
     logits: list[list[Tensor]] = field(default_factory=list)
+    routes: list[list[Assignment]] = field(default_factory=list)
 
 
 def lines_path(directory: Path, rank: int) -> Path:
@@ -63,6 +65,7 @@ def generate(worker: Worker, generation: Generation) -> Answer:
                     _write(file, repeat, number, start_s, result, transport.issued)
                 if repeat == 0 and generation.keep_logits:
                     answer.logits.append(result.logits)
+                    answer.routes.append(result.routes)
     return answer
 
 

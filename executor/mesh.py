@@ -15,7 +15,7 @@ import select
 import socket
 import struct
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +31,8 @@ Key = tuple[int, int, int]
 """(sender, channel, tag)."""
 Agree = Callable[[list[int]], list[list[int]]]
 """Every rank's numbers, by rank, from this rank's."""
+Steps = Generator[Key, Tensor, Tensor]
+"""What a transfer does: it asks for one message after another (its bytes, [n] uint8) and ends with its value."""
 
 
 @dataclass
@@ -49,14 +51,32 @@ class Peer:
         self.coming = memoryview(self.header)
 
 
+@dataclass
+class Transfer:
+    """A transfer under way: the message it needs next, or its value."""
+
+    steps: Steps
+    needs: Key = (0, 0, 0)
+    value: Tensor | None = None
+
+    def go_on(self, content: Tensor | None) -> None:
+        """With the message it needs (None: at the start), up to the next."""
+        try:
+            self.needs = next(self.steps) if content is None else self.steps.send(content)
+        except StopIteration as end:
+            self.value = end.value
+
+
 class Mesh:
-    """This rank's connections. Nothing here waits but ``receive`` and ``flush``."""
+    """This rank's connections. Nothing here waits but ``receive``, ``result`` and ``finish``; meanwhile all
+    transfers under way go on as far as they can, since other ranks may need this one's part to get there."""
 
     def __init__(self, rank: int, sockets: dict[int, socket.socket]) -> None:
         self.rank = rank
         self.peers = {other: Peer(other, one) for other, one in sockets.items()}
         self._by_file = {peer.socket.fileno(): peer for peer in self.peers.values()}
         self._inbox: dict[Key, deque[Tensor]] = defaultdict(deque)
+        self._under_way: list[Transfer] = []
         self._poll = select.poll()
         for file in self._by_file:
             self._poll.register(file, select.POLLIN)
@@ -77,14 +97,41 @@ class Mesh:
         """The next message's bytes, [n] uint8; waits for it."""
         box, peer = self._inbox[source, channel, tag], self.peers[source]
         while not box:
-            if not self._pull(peer):
+            if not self._pull(peer) and not self._go_on():
                 self._wait()
         return box.popleft()
 
-    def flush(self) -> None:
-        """Wait until the kernel has taken everything."""
-        while any(peer.queued for peer in self.peers.values()):
-            self._wait()
+    def begin(self, steps: Steps) -> Transfer:
+        """Issue a transfer: it sends what it can at once."""
+        transfer = Transfer(steps)
+        transfer.go_on(None)
+        if transfer.value is None:
+            self._under_way.append(transfer)
+        return transfer
+
+    def result(self, transfer: Transfer) -> Tensor:
+        """Its value; waits for it."""
+        while transfer.value is None:
+            if not self._go_on() and not self._pull(self.peers[transfer.needs[0]]):
+                self._wait()
+        return transfer.value
+
+    def finish(self) -> None:
+        """Wait until every transfer is done, read or not, and the kernel has taken everything."""
+        while self._under_way or any(peer.queued for peer in self.peers.values()):
+            if not self._go_on():
+                self._wait()
+
+    def _go_on(self) -> bool:
+        """Give the transfers under way what has come for them; whether there was anything."""
+        moved = False
+        for transfer in self._under_way:
+            while transfer.value is None and (box := self._inbox.get(transfer.needs)):
+                transfer.go_on(box.popleft())
+                moved = True
+        if moved:
+            self._under_way = [transfer for transfer in self._under_way if transfer.value is None]
+        return moved
 
     def barrier(self, channel: int) -> None:
         """Return once every rank has called this: each tells the lowest, which tells all."""

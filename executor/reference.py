@@ -6,7 +6,7 @@ so that what differs from an executed program is the program's arithmetic and no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import ceil, pi
 
@@ -44,10 +44,14 @@ def softmax_attention(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor
 
 @dataclass(frozen=True, slots=True)
 class RoutingGroup:
-    """Tokens (rows of the packed step) that one rank routes, and an expert's slots for them (None: dropless)."""
+    """Tokens (rows of the packed step) that one rank routes, and an expert's slots for them (None: dropless).
+
+    ``chosen``: the experts [tokens, top_k] another run chose, by layer, for the reference to choose too: in bf16 two
+    nearly equal experts may change places, and what comes after is then another function, not a rounding error."""
 
     tokens: tuple[int, ...]
     capacity: int | None
+    chosen: Mapping[int, Tensor] | None = None
 
 
 @dataclass
@@ -71,7 +75,9 @@ class Reference:
     """A model computed whole. ``precision`` is the dtype it computes in; weights are those of ``dtype``, from
     ``source`` (None: seeded). ``attend`` computes attention in another way (None: as it is defined).
 
-    ``dropped``: every (layer, row of the packed step, expert) that found its expert full, in the order met."""
+    ``dropped``: every (layer, row of the packed step, expert) that found its expert full, in the order met.
+    ``regrets``: of every token whose experts were chosen for it and are not its likeliest, by how much the least of
+    them falls short of the last it would have chosen, in logits, over the largest logit of its router."""
 
     def __init__(
         self,
@@ -88,6 +94,7 @@ class Reference:
         source = SeededSource(model, seed) if source is None else source
         self.weights = Weights(source, dtype=dtype, device=torch.device("cpu"))
         self.dropped: list[tuple[int, int, int]] = []
+        self.regrets: list[float] = []
 
     def logits(self, sequences: Sequence[Tensor], routing: Sequence[RoutingGroup] | None = None) -> Tensor:
         """Logits of each sequence's last token, [sequences, vocab]. ``routing`` None: every token routed together."""
@@ -207,8 +214,13 @@ class Reference:
         """Token by token, first choices first; a full expert drops the token."""
         experts = self.model.experts
         assert experts is not None
-        scores = (x @ self._matrix(f"layers.{layer}.router", x.shape[1], experts.num_experts)).softmax(-1)
-        gates, chosen = scores.topk(experts.top_k, dim=-1)
+        logits = x @ self._matrix(f"layers.{layer}.router", x.shape[1], experts.num_experts)
+        best, chosen = logits.topk(experts.top_k, dim=-1)
+        if group.chosen is not None:
+            chosen = group.chosen[layer]
+            short = best[:, -1] - logits.gather(1, chosen).amin(dim=1)
+            self.regrets += (short[short > 0] / logits.abs().max()).tolist()
+        gates = logits.softmax(-1).gather(1, chosen)
         gates = gates / gates.sum(-1, keepdim=True)
         used = [0] * experts.num_experts
         out = torch.zeros_like(x)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from executor.environment import environment
+from executor.experts import Assignment
 from executor.mailboxes import MailboxTransport, Post, Turns
 from executor.session import Generation, Session, StepResult, prompts_of
 from executor.weights import Weights
@@ -21,10 +22,11 @@ from simulator.measurement import MeasuredStep, Measurement, RankSpans
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """A replay's measurement, and the logits of every step (repeat 0) by rank if they were kept."""
+    """A replay's measurement, and the logits and routings of every step (repeat 0) by rank if they were kept."""
 
     measurement: Measurement
     logits: list[list[list[Tensor]]]
+    routes: list[list[list[Assignment]]]
 
 
 class NoProgress:
@@ -58,7 +60,7 @@ class Replay:
         """Warm-up, then every repeat of the generation."""
         steps: list[MeasuredStep] = []
         generated: list[tuple[int, ...]] = []
-        logits: list[list[list[Tensor]]] = []
+        kept: list[list[StepResult]] = []
         for repeat in range(-self.generation.warm_up, self.generation.repeats):
             tokens = torch.cat(prompts_of(self.generation))
             produced: list[list[int]] = []
@@ -67,11 +69,15 @@ class Replay:
                 tokens = next(result.tokens for result in results if result.tokens is not None)
                 produced.append(tokens.tolist())
                 if repeat == 0:
-                    logits.append([result.logits for result in results])
+                    kept.append(results)
                 if repeat >= 0:
                     steps.append(measured)
             generated = list(zip(*produced, strict=True))
-        return Replayed(self._measurement(steps, generated), logits)
+        logits, routes = (
+            [[one.logits for one in step] for step in kept],
+            [[one.routes for one in step] for step in kept],
+        )
+        return Replayed(self._measurement(steps, generated), logits, routes)
 
     def _measurement(self, steps: list[MeasuredStep], generated: list[tuple[int, ...]]) -> Measurement:
         return Measurement(

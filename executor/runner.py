@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from executor.emulated_hosts import EmulatedHosts
 from executor.environment import usable_cores
+from executor.experts import Assignment
 from executor.generate import Answer, generate, lines_path
 from executor.progress import ProgressFile, RankProgress, RankReporter, State
 from executor.replay import replay
@@ -42,11 +43,12 @@ OnStep = Callable[[int, int], None]
 @dataclass(frozen=True, slots=True)
 class Executed:
     """A run's measurement; ``logits[step][rank]`` if they were kept, one tensor a Sample; the seconds that the slowest
-    rank took to get ready."""
+    rank took to get ready; ``routes[step][rank]`` if they were kept, one assignment a Route."""
 
     measurement: Measurement
     logits: list[list[list[Tensor]]]
     prepared_s: float = 0.0
+    routes: list[list[list[Assignment]]] = field(default_factory=list)
 
 
 def run(
@@ -107,7 +109,8 @@ def execute(
     where = answers[0].environment.model_copy(update={"cores": usable_cores()})  # a rank sees its own only
     measurement = assemble(generation, lines, where, place)
     logits = [list(step) for step in zip(*(answer.logits for answer in answers), strict=True)]
-    return Executed(measurement, logits, max(answer.prepared_s for answer in answers))
+    routes = [list(step) for step in zip(*(answer.routes for answer in answers), strict=True)]
+    return Executed(measurement, logits, max(answer.prepared_s for answer in answers), routes)
 
 
 def run_here(

@@ -13,6 +13,7 @@ from torch import Tensor
 from executor.attention_backends import Backend, chosen
 from executor.cache import Cache
 from executor.clock import HostClock, clock_for
+from executor.experts import Assignment
 from executor.graphs import Graphs
 from executor.interpreter import Interpreter, Progress, Schedule, Transport, schedule
 from executor.operations import Rank, Value, preload
@@ -29,7 +30,8 @@ class Generation:
 
     ``prompts``: tokens of every sequence in batch order (None: seeded). ``weights``: a model directory (None: seeded).
     ``sampling``: how tokens are chosen. ``backend``: of attention (None: the first that works). ``graphs``:
-    replay decode steps as CUDA graphs (their operations then have no spans). ``keep_logits``: hand them back (tests).
+    replay decode steps as CUDA graphs (their operations then have no spans). ``keep_logits``: hand them back, with
+    every routing (tests).
     """
 
     model: Model
@@ -89,12 +91,14 @@ def next_tokens_name(program: p.Program, rank: int) -> str:
 
 @dataclass
 class StepResult:
-    """One rank's step: spans in seconds from this rank's start, the next tokens if it has them, logits if kept."""
+    """One rank's step: spans in seconds from this rank's start, the next tokens if it has them; if kept, what every
+    Sample read and every Route wrote."""
 
     spans: list[tuple[float, float]]
     end_s: float
     tokens: Tensor | None = None
     logits: list[Tensor] = field(default_factory=list)
+    routes: list[Assignment] = field(default_factory=list)
 
 
 class Session:
@@ -140,6 +144,7 @@ class Session:
         keep = [next_tokens_name(program, self.index)]
         if self.generation.keep_logits:
             keep += [operation.reads[0] for operation in operations if isinstance(operation, p.Sample)]
+            keep += [operation.writes[0] for operation in operations if isinstance(operation, p.Route)]
         return schedule(operations, keep)
 
     @torch.inference_mode()
@@ -188,8 +193,13 @@ class Session:
         self, number: int, kept: dict[str, Value], spans: list[tuple[float, float]], end_s: float
     ) -> StepResult:
         following = kept.get(next_tokens_name(self.generation.programs[number], self.index))
-        logits = self._logits(self.schedules[number].operations, kept) if self.generation.keep_logits else []
-        return StepResult(spans, end_s, following if isinstance(following, Tensor) else None, logits)
+        tokens = following if isinstance(following, Tensor) else None
+        if not self.generation.keep_logits:
+            return StepResult(spans, end_s, tokens)
+        operations = self.schedules[number].operations
+        routed = [kept[operation.writes[0]] for operation in operations if isinstance(operation, p.Route)]
+        routes = [value for value in routed if isinstance(value, Assignment)]
+        return StepResult(spans, end_s, tokens, self._logits(operations, kept), routes)
 
     def _logits(self, operations: Sequence[p.Operation], kept: Mapping[str, object]) -> list[Tensor]:
         """What each Sample read, without the padding of vocabulary shards."""

@@ -201,7 +201,8 @@ class DistributedTransport:
         if len(operation.ranks) == 1:
             return _Arriving(None, value, operation)
         if self.world.mesh is not None:
-            return _OnMesh(exchange.begin(self.world.mesh, operation, value, self.world.nodes))
+            on_mesh = self.world.mesh
+            return _OnMesh(partial(on_mesh.result, exchange.begin(on_mesh, operation, value, self.world.nodes)))
         return self._issue(operation, value)
 
     def _issue(self, operation: p.Collective, value: Tensor) -> _Arriving:
@@ -226,7 +227,7 @@ class DistributedTransport:
 
     def finish(self) -> None:
         if self.world.mesh is not None:
-            self.world.mesh.flush()
+            self.world.mesh.finish()
         for work, _ in self._sends:
             work.wait()
         self._sends.clear()

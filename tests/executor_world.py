@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from executor.reference import Reference, RoutingGroup
+from executor.emulated_hosts import Seat, seats_here
+from executor.operations import next_places
+from executor.reference import Attend, Past, Reference, RoutingGroup
 from executor.replay import replay
 from executor.runner import Executed, execute
 from executor.session import Generation, prompts_of
@@ -17,7 +19,9 @@ from executor.transfers import planned
 from simulator.lowering import lower
 from simulator.model import Model
 from simulator.placement import Placement
+from simulator.program import Program, Sample
 from simulator.workload import Sequences, Step
+from tests.routing import dropped_by, routing_of
 
 RAGGED = (Sequences(2, 0, 9), Sequences(1, 0, 17), Sequences(1, 0, 6))
 TOLERANCE = {"fp32": 1e-5, "bf16": 2e-2}  # of the largest logit: issue 2, point 2
@@ -32,9 +36,10 @@ def generation_of(
     dtype: str = "fp32",
     num_decoded: int = 3,
     world: int = 4,
+    nodes: Sequence[int] = (),
 ) -> Generation:
     """Prefill by ``placement``, then greedy decoding by ``decoder`` (None: the same)."""
-    nodes = (0,) * world
+    nodes = tuple(nodes) or (0,) * world
     programs = [lower(model, Step("prefill", tuple(batch)), placement, nodes=nodes, dtype=dtype, cache=decoder)]
     for step in range(num_decoded):
         grown = tuple(Sequences(group.count, group.new + step, 1, group.new) for group in batch)
@@ -72,6 +77,53 @@ def assert_like_reference(generation: Generation, done: Executed, dtype: str = "
     assert_transfers_as_planned(generation, done)
 
 
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A run against the reference fed the tokens it generated and the experts it chose, step by step.
+
+    ``error``: largest difference of any logit of any rank and step, over the step's largest logit. ``tokens``: the
+    reference's next token of every sequence and step, after the run's. ``same_drops``: whether exactly the pairs of
+    token and expert were dropped that the reference drops. ``regrets``: of tokens whose experts are not the
+    reference's likeliest, by how much they fall short, over the largest logit of the router."""
+
+    error: float
+    tokens: list[list[int]]
+    same_drops: bool
+    num_drops: int
+    regrets: list[float]
+
+
+def compared(generation: Generation, done: Executed, *, attend: Attend | None = None) -> Comparison:
+    """Every step of ``done``, prefill and decode. ``attend``: the attention of a scheme that is another model."""
+    reference = Reference(generation.model, dtype=generation.programs[0].dtype, attend=attend)
+    new = prompts_of(generation)
+    pasts = [Past() for _ in new]
+    error, same, drops, tokens = 0.0, True, 0, [list[int]() for _ in new]
+    for number, program in enumerate(generation.programs):
+        reference.dropped.clear()
+        want = reference.step(new, pasts, routing_of(program, done.routes[number])).float()
+        dropped = dropped_by(program, done.routes[number])
+        same, drops = same and dropped == set(reference.dropped), drops + len(dropped)
+        error = max(error, _worst(program, done.logits[number], want))
+        for sequence, token in enumerate(want.argmax(dim=-1).tolist()):
+            tokens[sequence].append(token)
+        new = [torch.tensor([row[number]]) for row in done.measurement.generated]
+    return Comparison(error, tokens, same, drops, reference.regrets)
+
+
+def _worst(program: Program, logits: Sequence[Sequence[Tensor]], want: Tensor) -> float:
+    """Largest difference from the logits wanted of the sequences that each rank samples, over the largest."""
+    worst, sampled = 0.0, set[int]()
+    for operations, values in zip(program.ranks, logits, strict=False):
+        samples = [operation for operation in operations if isinstance(operation, Sample)]
+        for operation, rows in zip(samples, values, strict=True):
+            sequences = [sequence for sequence, _ in next_places(operation)]
+            sampled.update(sequences)
+            worst = max(worst, float((rows - want[sequences]).abs().max()))
+    assert sampled == set(range(len(want)))
+    return worst / float(want.abs().max())
+
+
 def assert_transfers_as_planned(generation: Generation, done: Executed) -> None:
     for step in done.measurement.steps:
         program = generation.programs[step.index]
@@ -87,6 +139,11 @@ def run_on(world: Supervisor, generation: Generation) -> Executed:
     return execute(generation, world, limit_s=120.0)
 
 
+def on_nodes(nodes: Sequence[int]) -> tuple[Seat, ...]:
+    """Seats of this machine that say they are on those nodes."""
+    return tuple(replace(seat, node=node) for seat, node in zip(seats_here(len(nodes)), nodes, strict=True))
+
+
 def replayed(generation: Generation) -> Executed:
     done = replay(replace(generation, warm_up=0))
-    return Executed(done.measurement, done.logits)
+    return Executed(done.measurement, done.logits, routes=done.routes)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from executor.mailboxes import Turns
 from executor.progress import RankProgress, State
 from executor.replay import replay
 from executor.runner import last_operation
 from executor.session import prompts_of
-from executor.world import check_order, collective_groups, message_pairs
+from executor.supervisor import Supervisor
+from executor.worker import Worker
+from executor.world import DistributedTransport, check_order, collective_groups, message_pairs
 from simulator import program as p
 from simulator.errors import ExecutionError
 from simulator.placement import AttentionGrid
@@ -80,3 +83,34 @@ def test_prompts_must_have_the_lengths_the_program_was_lowered_for() -> None:
     same = prompts_of(GENERATION)
     assert [len(prompt) for prompt in same] == [9, 9, 17, 6]
     assert all(bool((a == b).all()) for a, b in zip(same, prompts_of(GENERATION), strict=True))
+
+
+SUMMED = 2**16  # elements: far beyond what goes whole to every member
+
+
+def sum_and_message(worker: Worker) -> tuple[float, float]:
+    """Job: an all-reduce of four ranks whose value rank 0 reads last, and only after a message that rank 1 sends once
+    it has read the sum; ranks 2 and 3 never read theirs."""
+    rank, transport = worker.world.rank, DistributedTransport(worker.world)
+    place = {"layer": 0, "micro_batch": 0}
+    total = p.Collective(
+        reads=("x",), writes=("y",), kind="all_reduce", ranks=(0, 1, 2, 3), tag=1, num_bytes=4 * SUMMED,
+        shape=(SUMMED, 1), dtype="fp32", algorithm="auto", **place,
+    )  # fmt: skip
+    send = p.Send(reads=("m",), writes=(), to=0, tag=2, num_bytes=4, **place)
+    recv = p.Recv(reads=(), writes=("m",), source=1, tag=2, num_bytes=4, shape=(1, 1), dtype="fp32", **place)
+    transport.begin((recv,) if rank == 0 else ())
+    pending = transport.collective(total, torch.full((SUMMED, 1), float(rank)))
+    found = (0.0, 0.0)
+    if rank == 1:
+        transport.send(send, pending.wait()[:1])
+    if rank == 0:
+        message = transport.receive(recv).wait()
+        found = (float(message.sum()), float(pending.wait().mean()))
+    transport.finish()
+    return found
+
+
+def test_a_sum_comes_about_whoever_reads_it_and_when(world: Supervisor) -> None:
+    for _ in range(3):  # what nobody read must not be left for the next step
+        assert world.run(sum_and_message, limit_s=30.0)[0] == (6.0, 6.0)  # 0 + 1 + 2 + 3

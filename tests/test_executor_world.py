@@ -1,14 +1,16 @@
-"""Programs on real processes over gloo: every placement equals one device, and moves what is planned."""
+"""Models of other kinds on real processes: no mask, other heads, norms and biases; decode on other ranks; the replay.
+
+Every scheme at every world size is in ``test_every_scheme``."""
 
 from __future__ import annotations
 
 import pytest
 
 from executor.supervisor import Supervisor
-from simulator.model import Experts, Model
+from simulator.model import Model
 from simulator.placement import AttentionGrid, Placement
 from tests.executor_world import assert_like_reference, generation_of, logits_error, replayed, run_on
-from tests.schemes import context_parallel, joined, pooled, separated, static, tiny_model
+from tests.schemes import context_parallel, joined, pooled, static, tiny_model
 
 
 def placements(model: Model) -> list[Placement]:
@@ -41,18 +43,6 @@ DENSE = tiny_model()
 CASES = [*placements(DENSE), *kv_placements(DENSE)]
 
 
-@pytest.mark.parametrize("index", range(len(CASES)), ids=lambda index: f"{index}-{CASES[index].name}")
-def test_every_placement_equals_the_reference_and_generates_the_same_tokens(world: Supervisor, index: int) -> None:
-    generation = generation_of(DENSE, CASES[index])
-    assert_like_reference(generation, run_on(world, generation))
-
-
-@pytest.mark.parametrize("index", [0, 5, 6, 11, 14])
-def test_bf16_stays_within_two_percent(world: Supervisor, index: int) -> None:
-    generation = generation_of(DENSE, CASES[index], dtype="bf16", num_decoded=1)
-    assert_like_reference(generation, run_on(world, generation), "bf16")
-
-
 @pytest.mark.parametrize("index", [1, 5, 6, 7, 10, 13])
 def test_without_a_causal_mask(world: Supervisor, index: int) -> None:
     model = tiny_model(causal=False)
@@ -60,13 +50,6 @@ def test_without_a_causal_mask(world: Supervisor, index: int) -> None:
         model, placements(model)[index] if index < 13 else kv_placements(model)[0], num_decoded=0
     )
     assert logits_error(generation, run_on(world, generation).logits) <= 1e-5
-
-
-@pytest.mark.parametrize("index", [2, 5, 6, 9, 11])
-def test_sliding_windows(world: Supervisor, index: int) -> None:
-    model = tiny_model(windows=(5, 0))
-    generation = generation_of(model, placements(model)[index])
-    assert_like_reference(generation, run_on(world, generation))
 
 
 @pytest.mark.parametrize("kv_heads", [1, 8])
@@ -90,31 +73,8 @@ def test_prefill_by_query_blocks_then_decode_by_kv_blocks(world: Supervisor) -> 
     assert_like_reference(generation, run_on(world, generation))
 
 
-def test_sixty_four_generated_tokens_are_identical(world: Supervisor) -> None:
-    decoder = pooled(DENSE, 2, AttentionGrid(heads=(8,), kv_blocks=2))
-    generation = generation_of(DENSE, CASES[6], decoder=decoder, num_decoded=63)
-    assert_like_reference(generation, run_on(world, generation))
-
-
 def test_decode_on_other_ranks_than_prefill_gets_its_tokens(world: Supervisor) -> None:
     generation = generation_of(DENSE, static(DENSE, 1), decoder=static(DENSE, 4))
-    assert_like_reference(generation, run_on(world, generation))
-
-
-@pytest.mark.parametrize("capacity_factor", [None, 1.0])
-@pytest.mark.parametrize("tensor", [1, 2])
-def test_routed_experts_drop_the_same_tokens(world: Supervisor, capacity_factor: float | None, tensor: int) -> None:
-    experts = Experts(
-        num_experts=6, top_k=2, intermediate_size=40, shared_intermediate_size=24, capacity_factor=capacity_factor
-    )
-    model = tiny_model(experts=experts)
-    generation = generation_of(model, static(model, tensor))
-    assert_like_reference(generation, run_on(world, generation))
-
-
-def test_separated_experts_with_the_sum_broadcast(world: Supervisor) -> None:
-    model = tiny_model(experts=Experts(num_experts=6, top_k=2, intermediate_size=40, capacity_factor=1.0))
-    generation = generation_of(model, separated(model, 2, 2, exit="all_reduce_broadcast"))
     assert_like_reference(generation, run_on(world, generation))
 
 

@@ -156,7 +156,7 @@ ROWS = (
     Row(
         "reference equality",
         "every placement run by real processes equals the one-device reference: fp32 ≤ 1e-5, bf16 ≤ 2e-2, same tokens",
-        tuple(f"tests/test_{name}.py" for name in ("executor_world", "executor_world8", "two_level", "ring")),
+        tuple(f"tests/test_{name}.py" for name in ("executor_world", "every_scheme", "two_level", "ring")),
     ),
     Row(
         "ranking",
