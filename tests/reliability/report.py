@@ -91,7 +91,7 @@ def measured(row: Row) -> dict[str, Any]:
         "passed": counts["passed"],
         "failed": counts["failed"] + counts["error"] + (done.returncode not in (0, 1)),
         "skipped": counts["skipped"],
-        "examples": sum(int(n) for n in re.findall(r"(\d+) passing examples", done.stdout)),
+        "examples": sum(int(n) for n in re.findall(r"(\d+) passing", done.stdout)),
         "seconds": round(time.monotonic() - began_s, 1),
         "machine": f"{cpu_name()}, {usable_cores()} cores",
         "figures": [{key: value for key, value in one.items() if key != "row"} for one in found],
