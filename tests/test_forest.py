@@ -1,0 +1,46 @@
+"""The forest that teaches networks: shapes it is asked about, and what they gain from its answers."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+
+from calibration.forest import crossed, lessons
+from calibration.network import Training, train
+from calibration.rows import Table
+from simulator.costs.cost import PHYSICAL_MODELS, apply_residual
+from simulator.costs.physics import GEMM_START, Array, Device
+
+DEVICE = Device(312e12, 2.039e12, 108, 2)
+GRID = np.array(list(product(2.0 ** np.arange(0, 13), 2.0 ** np.arange(6, 14), 2.0 ** np.arange(6, 14))))
+
+
+def stepped(x: Array) -> Table:
+    """GEMMs of a library that changes its kernel at thresholds: by 30 % for short ones, by 20 % for wide ones."""
+    slower = 0.3 * ((x[:, 0] >= 32) & (x[:, 0] < 256)) - 0.2 * ((x[:, 1] >= 1024) & (x[:, 2] < 512))
+    return Table("gemm", "bf16", x, PHYSICAL_MODELS["gemm"](x, GEMM_START, DEVICE).base_s * np.exp(slower))
+
+
+def test_crossed_shapes_take_every_column_from_a_timed_row_and_are_the_same_twice() -> None:
+    table = stepped(GRID[::7])
+    shapes = crossed(table, 500, seed=3)
+    assert np.array_equal(shapes, crossed(table, 500, seed=3))
+    assert all(np.isin(shapes[:, i], table.x[:, i]).all() for i in range(3))
+    assert len({tuple(row) for row in shapes.tolist()} - {tuple(row) for row in table.x.tolist()}) > 100
+
+
+def test_networks_that_a_forest_taught_are_misled_less_by_noise_around_thresholds() -> None:
+    held = np.random.default_rng(0).random(len(GRID)) < 0.4
+    fit, rest = stepped(GRID[~held]), stepped(GRID[held])
+    features = PHYSICAL_MODELS["gemm"](fit.x, GEMM_START, DEVICE).features
+    log_residual = np.log(fit.seconds / PHYSICAL_MODELS["gemm"](fit.x, GEMM_START, DEVICE).base_s)
+    log_residual += 0.1 * np.random.default_rng(1).normal(size=len(log_residual))
+    options, shape = Training(width=32, networks=1, steps=2500), PHYSICAL_MODELS["gemm"](rest.x, GEMM_START, DEVICE)
+
+    def missed(features: Array, log_residual: Array) -> float:
+        predicted = apply_residual(shape, train(features, log_residual, options))
+        return float(np.abs(predicted / rest.seconds - 1.0).mean())
+
+    taught = missed(*lessons(fit, dict(GEMM_START), DEVICE, log_residual, seed=0))
+    assert taught < 0.8 * missed(features, log_residual)
