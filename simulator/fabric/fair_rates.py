@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 from simulator.fabric.path import Path
 
@@ -17,6 +19,9 @@ def fair_rates(paths: Sequence[Path], capacities: Sequence[float]) -> list[float
     """
     if len(paths) == 1:
         return [rate_alone(paths[0], capacities)]
+    if all(path.plain for path in paths):
+        level = even_level(paths, capacities)
+        return [level] * len(paths) if level else _plain_rates(paths, capacities)
     rates = [0.0] * len(paths)
     left = {resource: capacities[resource] for path in paths for resource in path.resources}
     waiting = list(range(len(paths)))
@@ -46,6 +51,42 @@ def rate_alone(path: Path, capacities: Sequence[float]) -> float:
         if weight * rate > capacities[resource] * SAME_LEVEL:
             rate = capacities[resource] / weight
     return rate
+
+
+def even_level(paths: Sequence[Path], capacities: Sequence[float]) -> float:
+    """The rate of plain paths that all use a resource which is full first; 0 where some do not."""
+    load = Counter(chain.from_iterable([path.resources for path in paths]))
+    level = min([capacities[resource] / count for resource, count in load.items()])
+    limit = level * SAME_LEVEL
+    full = {resource for resource, count in load.items() if capacities[resource] <= limit * count}
+    return 0.0 if any(full.isdisjoint(path.resources) for path in paths) else level
+
+
+def _plain_rates(paths: Sequence[Path], capacities: Sequence[float]) -> list[float]:
+    """The same for paths of weight and share 1 without caps: a resource's load is how many of its paths wait."""
+    on: dict[int, list[int]] = {}
+    for index, path in enumerate(paths):
+        for resource in path.resources:
+            if resource in on:
+                on[resource].append(index)
+            else:
+                on[resource] = [index]
+    left = {resource: capacities[resource] for resource in on}
+    load = {resource: len(users) for resource, users in on.items()}
+    rates = [0.0] * len(paths)
+    while load:
+        level = min([left[resource] / count for resource, count in load.items()])
+        limit = level * SAME_LEVEL
+        for full in [resource for resource, count in load.items() if left[resource] <= limit * count]:
+            for index in on[full]:
+                if rates[index]:
+                    continue
+                rates[index] = level
+                for resource in paths[index].resources:
+                    left[resource] = rest if (rest := left[resource] - level) > 0.0 else 0.0
+                    load[resource] -= 1
+        load = {resource: count for resource, count in load.items() if count}
+    return rates
 
 
 def _level(paths: Sequence[Path], waiting: Sequence[int], left: dict[int, float]) -> tuple[float, dict[int, float]]:

@@ -20,13 +20,12 @@ Array = npt.NDArray[np.float64]
 
 def many_fair_rates(paths: Sequence[Path], capacities: Array) -> Array:
     """Every path's rate, in work per second. Each has at least one resource; ``capacities``: of all resources."""
-    place = np.concatenate([path.places for path in paths])
-    weight = np.concatenate([path.widths for path in paths])
-    demand = np.concatenate([path.demands for path in paths])
+    place = np.array([resource for path in paths for resource in path.resources])
+    weight = np.array([width for path in paths for width in path.weights])
     count = np.array([len(path.resources) for path in paths])
     cap, share = np.array([path.cap for path in paths]), np.array([path.share for path in paths])
     top, owner, first = cap / share, np.repeat(np.arange(len(count)), count), np.cumsum(count) - count
-    rates, waiting = np.zeros(len(count)), np.ones(len(count), dtype=np.bool_)
+    demand, rates, waiting = weight * share[owner], np.zeros(len(count)), np.ones(len(count), dtype=np.bool_)
     left, resources = capacities, len(capacities)
     while True:
         load = np.bincount(place, demand * waiting[owner], resources)

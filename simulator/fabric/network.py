@@ -23,6 +23,8 @@ from simulator.interference import Interference
 from simulator.simulation.clock import Action, Clock, picoseconds
 from simulator.units import PICOSECONDS_PER_S
 
+Start = tuple[float, Path, Action]
+"""Work, the path it takes and what to call when it is done."""
 TRANSFERS_FIRST = 1e18  # bytes/s at the level of a whole device's kernel: transfers reach their links' rates first
 
 
@@ -88,7 +90,7 @@ class Network:
         capacities = [resource.bandwidth_bytes_per_s for resource in self.resources]
         self.sharing = Sharing(clock, capacities, unlimited=topology.never_binding, record_load=record_load)
         self._ways: dict[tuple[int, int], _Way] = {}
-        self._starting: dict[int, list[tuple[float, Path, Action]]] = {}
+        self._starting: dict[int, list[Start]] = {}
         self._kernels: dict[tuple[int, float], Path] = {}
 
     def _add_cores(self, hosts: Mapping[str, Host]) -> dict[int, Cores]:
@@ -126,19 +128,19 @@ class Network:
         if way is None:
             way = self._ways[source, target] = self._way(source, target)
         if num_bytes and way.path.resources:
-            self._start_at(way.latency_ps, float(num_bytes), way.path, done)
+            self._start_at(way.latency_ps, (float(num_bytes), way.path, done))
         else:
             self.clock.after(way.latency_ps, done)
 
-    def _start_at(self, delay_ps: int, work: float, path: Path, done: Action) -> None:
+    def _start_at(self, delay_ps: int, activity: Start) -> None:
         """Start in ``delay_ps``; one event for all that start at the same instant."""
         due_ps = self.clock.now_ps + delay_ps
         starting = self._starting.get(due_ps)
         if starting is None:
-            self._starting[due_ps] = [(work, path, done)]
+            self._starting[due_ps] = [activity]
             self.clock.after(delay_ps, partial(self._start_all, due_ps))
         else:
-            starting.append((work, path, done))
+            starting.append(activity)
 
     def _start_all(self, due_ps: int) -> None:
         start = self.sharing.start
@@ -148,8 +150,9 @@ class Network:
     def _way(self, source: int, target: int) -> _Way:
         """The route, with the cores at both ends: a byte costs its sender's and its receiver's core time."""
         route = self.topology.route(source, target)
-        latency_s = route.latency_s
-        weights = dict.fromkeys(route.resources, 1.0)
+        latency_s, weights = route.latency_s, dict.fromkeys(route.resources, 1.0)
+        if not self.cores and not self.devices and self.copies is None:
+            return _Way(self.sharing.path(weights, share=self._share), picoseconds(latency_s))
         dearest = 0.0
         for rank in (source, target) if source != target else ():
             node = self.cores.get(self.topology.node_of(rank))
@@ -201,7 +204,7 @@ class Network:
             self.clock.after(flow.latency_ps, done)
             return
         if flow.latency_ps:
-            self._start_at(flow.latency_ps, flow.work, flow.path, done)
+            self._start_at(flow.latency_ps, (flow.work, flow.path, done))
         else:
             self.sharing.start(flow.work, flow.path, done)
 

@@ -10,8 +10,6 @@ import math
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
     from simulator.fabric.component import Activity
 
@@ -24,20 +22,9 @@ class Path:
     ``number``: its place among all paths of a ``Sharing``."""
 
     __slots__ = (
-        "activity",
-        "alone",
-        "cap",
-        "demands",
-        "mark",
-        "number",
-        "places",
-        "resources",
-        "share",
-        "twin",
-        "unlimited",
+        "activity", "alone", "cap", "mark", "number", "plain", "resources", "share", "total", "twin", "unlimited",
         "weights",
-        "widths",
-    )
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -55,9 +42,8 @@ class Path:
         self.activity: Activity | None = None
         self.twin: Path | None = None
         self.alone = 0.0  # its rate with nothing beside it; 0: not asked yet
-        self.places = np.array(resources, dtype=np.int64)
-        self.widths = np.array(weights, dtype=np.float64)
-        self.demands = self.widths * share
+        self.total = 0.0  # work started on it so far
+        self.plain = cap == math.inf and share == 1.0 and set(weights) <= {1.0}
 
     def alike(self, number: int) -> Path:
         return Path(self.resources, self.weights, self.unlimited, cap=self.cap, share=self.share, number=number)

@@ -22,13 +22,14 @@ from functools import partial
 import numpy as np
 
 from simulator.fabric.component import Activity, Component, Rates
-from simulator.fabric.fair_rates import fair_rates, rate_alone
+from simulator.fabric.fair_rates import even_level, fair_rates, rate_alone
 from simulator.fabric.fair_table import many_fair_rates
 from simulator.fabric.path import Path
 from simulator.simulation.clock import Action, Clock
 from simulator.units import PICOSECONDS_PER_S
 
-VECTOR_SIZE = 24  # activities from which numpy shares a component faster than plain Python
+VECTOR_SIZE = 24  # activities from which numpy advances a component faster than plain Python
+TABLE_SIZE = 80  # paths from which numpy finds rates faster
 REMEMBERED = 2_000_000  # rates kept for sets of paths that may come back: 200 MB at the most
 
 
@@ -48,7 +49,6 @@ class Sharing:
     ) -> None:
         self.clock, self.unlimited = clock, unlimited
         self.capacities = list(capacities)
-        self.used = [0.0] * len(self.capacities)  # units of each resource that started work will consume
         self.loads: list[tuple[int, int, float]] | None = [] if record_load else None
         self._array = np.array(self.capacities)
         self._owner: dict[int, Component] = {}
@@ -58,11 +58,21 @@ class Sharing:
         self._known: dict[int, Rates] = {}
         self._num_known = 0
 
+    @property
+    def used(self) -> list[float]:
+        """Units of each resource that the work started so far takes."""
+        used = [0.0] * len(self.capacities)
+        for path in self._paths:
+            for resource, weight in (*zip(path.resources, path.weights, strict=True), *path.unlimited):
+                used[resource] += weight * path.total
+        return used
+
     def path(self, weights: Mapping[int, float], *, cap: float = math.inf, share: float = 1.0) -> Path:
         """The path of work that uses ``weights[r]`` units of every resource r for a unit of work. It is to be kept:
         rates are remembered by path."""
-        limiting = {r: weight for r, weight in weights.items() if r not in self.unlimited}
-        rest = tuple((r, weight) for r, weight in weights.items() if r in self.unlimited)
+        unlimited = self.unlimited
+        limiting = {r: weight for r, weight in weights.items() if r not in unlimited}
+        rest = tuple([(r, weight) for r, weight in weights.items() if r in unlimited]) if unlimited else ()
         path = Path(tuple(limiting), tuple(limiting.values()), rest, cap=cap, share=share, number=len(self._paths))
         return self._add(path)
 
@@ -85,11 +95,7 @@ class Sharing:
         if path.activity is not None:
             path = self._free(path)
         activity = path.activity = Activity(path, done, work)
-        used = self.used
-        for resource, weight in zip(path.resources, path.weights, strict=True):
-            used[resource] += weight * work
-        for resource, weight in path.unlimited:
-            used[resource] += weight * work
+        path.total += work
         component = self._join(path.resources)
         component.add(activity)
         if component.columns:
@@ -98,18 +104,20 @@ class Sharing:
 
     def _join(self, resources: Sequence[int]) -> Component:
         """The one component of these resources; several become one, the smaller moving into the larger."""
-        owner, found = self._owner, None
+        owner, found, free = self._owner, None, False
         for resource in resources:
             other = owner.get(resource)
-            if other is None or other is found:
-                continue
-            if found is None:
+            if other is None:
+                free = True
+            elif found is None:
                 found = other
-                continue
-            small, found = (other, found) if len(other.activities) <= len(found.activities) else (found, other)
-            self._merge(small, found)
+            elif other is not found:
+                small, found = (other, found) if len(other.activities) <= len(found.activities) else (found, other)
+                self._merge(small, found)
         if found is None:
             found = Component(self.clock.now_ps)
+        elif not free:
+            return found
         for resource in resources:
             owner[resource] = found
         found.resources.update(resources)
@@ -174,8 +182,7 @@ class Sharing:
         component.to_activities(self._remaining)
         rates = self._known.get(component.mark)
         if rates is None:
-            numbers = sorted(component.activities)
-            found = fair_rates([self._paths[number] for number in numbers], self.capacities)
+            numbers, found = self._rates(component)
             rates = self._remember(component, Rates(dict(zip(numbers, found, strict=True))))
         of, first_s = rates.of, math.inf
         for number, activity in component.activities.items():
@@ -190,11 +197,19 @@ class Sharing:
         component.to_columns(self._remaining)
         rates = self._known.get(component.mark)
         if rates is None:
-            numbers = sorted(component.activities)
-            found = many_fair_rates([self._paths[number] for number in numbers], self._array)
-            rates = self._remember(component, Rates({}, np.array(numbers), found))
+            numbers, found = self._rates(component)
+            rates = self._remember(component, Rates({}, np.array(numbers), np.array(found)))
         component.rates = rates
         return float((self._remaining[rates.rows] / rates.column).min())
+
+    def _rates(self, component: Component) -> tuple[list[int], Sequence[float]]:
+        """The numbers of the paths in use, and their rates; whatever the order in which they came."""
+        numbers = sorted(component.activities)
+        paths = [self._paths[number] for number in numbers]
+        if len(paths) < TABLE_SIZE:
+            return numbers, fair_rates(paths, self.capacities)
+        level = even_level(paths, self.capacities) if all(path.plain for path in paths) else 0.0
+        return numbers, [level] * len(paths) if level else many_fair_rates(paths, self._array).tolist()
 
     def _remember(self, component: Component, rates: Rates) -> Rates:
         self._num_known += len(component.activities)

@@ -76,6 +76,7 @@ class Topology:
         self._routes: dict[tuple[int, int], Route] = {}
         self._nics: dict[int, Nic] = {}
         self._leaf_bytes_per_s: dict[tuple[int, ...], float] = {}
+        self._uplinks: dict[tuple[int, ...], tuple[int, int]] = {}
         first = 0
         for number, node in enumerate(_nodes(cluster)):
             self._add_ports(number, node)
@@ -105,7 +106,7 @@ class Topology:
 
     def uplink(self, leaf: tuple[int, ...]) -> tuple[int, int]:
         """The resources (up, down) between a leaf and the spine."""
-        return self._numbers[f"{_leaf_name(leaf)} up"], self._numbers[f"{_leaf_name(leaf)} down"]
+        return self._uplinks[leaf]
 
     def ports(self, rank: int, members: Sequence[int]) -> tuple[tuple[int, float], ...]:
         """(resource, share): what a byte that ``rank`` sends *and* one it receives use inside its node, when it
@@ -170,8 +171,8 @@ class Topology:
         if len(self._leaf_bytes_per_s) < 2:
             return
         for leaf, rate in self._leaf_bytes_per_s.items():
-            self._add(f"{_leaf_name(leaf)} up", rate / fabric.oversubscription)
-            self._add(f"{_leaf_name(leaf)} down", rate / fabric.oversubscription)
+            up = self._add(f"{_leaf_name(leaf)} up", rate / fabric.oversubscription)
+            self._uplinks[leaf] = up, self._add(f"{_leaf_name(leaf)} down", rate / fabric.oversubscription)
 
     def _find(self, source: int, target: int) -> Route:
         if source == target:
@@ -204,8 +205,7 @@ class Topology:
         """Uplinks as wide as all NICs below them: those NICs are full first, so no rate ever depends on them."""
         if self.cluster.fabric.oversubscription > 1:
             return frozenset()
-        names = (f"{_leaf_name(leaf)} {way}" for leaf in self._leaf_bytes_per_s for way in ("up", "down"))
-        return frozenset(self._numbers[name] for name in names if name in self._numbers)
+        return frozenset(resource for pair in self._uplinks.values() for resource in pair)
 
     def _inside(self, a: Place, b: Place) -> Route:
         prefix, link = f"node {a.node}", a.spec.link
@@ -291,7 +291,7 @@ def _outside_edges(topology: Topology, rank: int, edges: dict[tuple[str, str], t
     edges[f"gpu {rank}", out] = edges[into, f"gpu {rank}"] = (None, 0.0)
     edges[out, leaf] = (nic.out, nic.latency_s / 2)
     edges[leaf, into] = (nic.into, nic.latency_s / 2 + hop_s)
-    if f"{leaf} up" in topology._numbers:
+    if nic.leaf in topology._uplinks:
         up, down = topology.uplink(nic.leaf)
         edges[leaf, "spine"] = (up, hop_s)
         edges["spine", leaf] = (down, hop_s)

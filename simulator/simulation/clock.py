@@ -42,25 +42,23 @@ class Clock(simpy.Environment):
 
     def __init__(self) -> None:
         super().__init__()
+        self.now_ps = 0  # SimPy's ``now``, as an attribute
         self._calls: list[Any] = self._queue  # SimPy's own queue: what is due comes out in one order
-
-    @property
-    def now_ps(self) -> int:
-        return self._now  # type: ignore[return-value]  # only ints are ever added
 
     def after(self, delay_ps: int, action: Action) -> None:
         """Call ``action`` in ``delay_ps``."""
-        heappush(self._calls, (self._now + delay_ps, NORMAL, next(self._eid), action))
+        heappush(self._calls, (self.now_ps + delay_ps, NORMAL, next(self._eid), action))
 
     def at_end_of_instant(self, action: Action) -> None:
         """Call ``action`` when nothing else is left to happen now."""
-        heappush(self._calls, (self._now, AFTER_ALL, next(self._eid), action))
+        heappush(self._calls, (self.now_ps, AFTER_ALL, next(self._eid), action))
 
     def run(self, until: Any = None) -> None:
         """Until nothing is left, or nothing before ``until`` (picoseconds); raises what a process raised."""
         queue = self._calls
         while queue and (until is None or queue[0][0] < until):
-            self._now, _, _, item = heappop(queue)
+            self.now_ps, _, _, item = heappop(queue)
+            self._now = self.now_ps
             if not isinstance(item, simpy.Event):
                 item()
                 continue

@@ -122,12 +122,13 @@ class _Run:
         ]
         self.seconds = np.concatenate(rows) if rows else np.empty(0)
         self.began, self.ended = [-1] * len(self.tasks), [-1] * len(self.tasks)
-        self.left, self.followers = self.tasks.left, self.tasks.followers
+        self.left, self.followers, self.operations = self.tasks.left, self.tasks.followers, self.tasks.operations
         self.task_of = np.array(self.tasks.task_of, dtype=np.int64)
         self.timed = self._timed(shared)
         self.before = self._compute_before()
         self.length = self._lengths()
-        self.meetings: dict[tuple[int, ...], list[int]] = {}
+        self.arrived: dict[tuple[int, int, int], int] = {}
+        self.meetings: dict[tuple[int, int], list[int]] = {}
         self.groups: dict[tuple[int, ...], tuple[int, int]] = {}
         self.flows: dict[Call, CollectiveFlow] = {}
         self.latest: list[int] | None = None
@@ -184,14 +185,14 @@ class _Run:
             self.began[task] = self.clock.now_ps
             self.clock.after(length, partial(self._end, task))
             return
-        operation = self.tasks.operation(task)
+        operation = self.operations[self.tasks.first[task]]
         if isinstance(operation, Send):
-            self._meet(task, operation, (self.tasks.rank[task], operation.to, operation.tag), 2)
+            self._message(task, operation, (self.tasks.rank[task], operation.to, operation.tag))
         elif isinstance(operation, Recv):
-            self._meet(task, operation, (operation.source, self.tasks.rank[task], operation.tag), 2)
+            self._message(task, operation, (operation.source, self.tasks.rank[task], operation.tag))
         elif isinstance(operation, Collective):
             number, size = self.groups.get(operation.ranks) or self._group(operation.ranks)
-            self._meet(task, operation, (number, operation.tag), size)
+            self._collective(task, operation, (number, operation.tag), size)
         else:
             self._compute_on_cores(task)
 
@@ -206,8 +207,8 @@ class _Run:
         self.ended[task] = self.clock.now_ps
         left = self.left
         for follower in self.followers[task]:
-            left[follower] -= 1
-            if not left[follower]:
+            waits = left[follower] = left[follower] - 1
+            if not waits:
                 self._start(follower)
 
     def _end_all(self, tasks: list[int]) -> None:
@@ -221,42 +222,44 @@ class _Run:
         self.groups[ranks] = found = len(self.groups), size
         return found
 
-    def _meet(self, task: int, operation: Transfer, key: tuple[int, ...], size: int) -> None:
-        """Arrive at a transfer of ``size`` ends; the last to arrive starts it, and it ends for all at once."""
-        ends = self.meetings.get(key)
-        if ends is None:
-            if size > 1:
-                self.meetings[key] = [task]
-                return
-            ends = []
+    def _message(self, task: int, operation: Send | Recv, key: tuple[int, int, int]) -> None:
+        """Arrive at one end of a message; the later of the two starts it."""
+        other = self.arrived.pop(key, -1)
+        if other < 0:
+            self.arrived[key] = task
+            return
+        self.began[task] = self.began[other] = self.clock.now_ps
+        self._check(operation, task, other)
+        self.network.message(key[0], key[1], operation.num_bytes, partial(self._end_both, other, task))
+
+    def _end_both(self, one: int, other: int) -> None:
+        self._end(one)
+        self._end(other)
+
+    def _collective(self, task: int, operation: Collective, key: tuple[int, int], size: int) -> None:
+        """Arrive at a collective of ``size`` ends; the last to arrive starts it, and it ends for all at once."""
+        ends = self.meetings.setdefault(key, [])
         ends.append(task)
         if len(ends) < size:
             return
-        if size > 1:
-            del self.meetings[key]
-        now_ps = self.clock.now_ps
+        del self.meetings[key]
         for end in ends:
-            self.began[end] = now_ps
-        self._check(operation, ends)
-        done = partial(self._end_all, ends)
-        if isinstance(operation, Collective):
-            self.network.collective(self._flow(operation), done)
-        else:
-            self.network.message(key[0], key[1], operation.num_bytes, done)
+            self.began[end] = self.clock.now_ps
+            self._check(operation, task, end)
+        self.network.collective(self._flow(operation), partial(self._end_all, ends))
 
-    def _check(self, operation: Transfer, ends: list[int]) -> None:
-        """All ends of a transfer must agree on its kind and size."""
-        kind = operation.kind if isinstance(operation, Collective) else None
-        for task in ends[:-1]:
-            other = self.tasks.operation(task)
-            assert isinstance(other, Send | Recv | Collective)
-            other_kind = other.kind if isinstance(other, Collective) else None
-            if other.num_bytes != operation.num_bytes or other_kind != kind:
-                rank, last = self.tasks.rank[task], self.tasks.rank[ends[-1]]
-                raise ExecutionError(
-                    f"tag {operation.tag}: rank {rank} has {other!r:.120} "
-                    f"but rank {last} has {operation!r:.120}; their kinds and sizes must agree"
-                )
+    def _check(self, operation: Transfer, task: int, end: int) -> None:
+        """The ends of a transfer must agree on its kind and size."""
+        other = self.operations[self.tasks.first[end]]
+        assert isinstance(other, Send | Recv | Collective)
+        same_kind = not isinstance(operation, Collective) or (
+            isinstance(other, Collective) and other.kind == operation.kind
+        )
+        if other.num_bytes != operation.num_bytes or not same_kind:
+            raise ExecutionError(
+                f"tag {operation.tag}: rank {self.tasks.rank[end]} has {other!r:.120} "
+                f"but rank {self.tasks.rank[task]} has {operation!r:.120}; their kinds and sizes must agree"
+            )
 
     def _flow(self, operation: Collective) -> CollectiveFlow:
         call = Call(operation.kind, operation.algorithm, operation.ranks, operation.num_bytes)

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
-from typing import cast
+from itertools import accumulate, chain
 
 from simulator.program import Collective, Operation, Recv, Send
 
@@ -47,59 +46,58 @@ class Tasks:
 
 def stream_key(operation: Operation) -> int:
     """``program.stream_of`` as a number: 0 compute, 1 collectives, 2 + 2·peer sends to it, 3 + 2·peer from it."""
-    kind = type(operation)
-    if kind is Send:
-        return 2 + 2 * cast(Send, operation).to
-    if kind is Recv:
-        return 3 + 2 * cast(Recv, operation).source
-    return COLLECTIVE if kind is Collective else COMPUTE
+    if isinstance(operation, Send):
+        return 2 + 2 * operation.to
+    if isinstance(operation, Recv):
+        return 3 + 2 * operation.source
+    return COLLECTIVE if isinstance(operation, Collective) else COMPUTE
 
 
 def tasks_of(ranks: Sequence[Sequence[Operation]], coalesce: Sequence[bool] | None = None) -> Tasks:
     """The tasks of a program's ranks. coalesce[r] False: every operation of rank r is a task of its own."""
     offsets = [0, *accumulate(len(operations) for operations in ranks)]
-    tasks = Tasks([operation for operations in ranks for operation in operations], offsets)
+    tasks = Tasks(list(chain.from_iterable(ranks)), offsets)
     for rank, operations in enumerate(ranks):
         _add_rank(tasks, rank, operations, coalesce is None or coalesce[rank])
     return tasks
 
 
 def _add_rank(tasks: Tasks, rank: int, operations: Sequence[Operation], coalesce: bool) -> None:
-    keys = [stream_key(operation) for operation in operations]
+    keys = list(map(stream_key, operations))
     needs, watched = _dependencies(operations, keys)
-    offset, task_of, last = tasks.offsets[rank], tasks.task_of, tasks.last
+    offset, task_of, first, last = tasks.offsets[rank], tasks.task_of, tasks.first, tasks.last
+    all_waits, all_left, followers, stream = tasks.waits, tasks.left, tasks.followers, tasks.stream
     latest: dict[int, int] = {}
-    growing = -1  # the compute task that may still take more
-    for index, key in enumerate(keys):
+    growing, task = -1, len(first)  # growing: the compute task that may still take more
+    for number, key in enumerate(keys, offset):
+        need = needs.get(number - offset)
         if key == COMPUTE:
-            if growing >= 0 and index not in needs and not watched[last[growing] - offset]:
-                last[growing] = offset + index
+            if growing >= 0 and need is None and not watched[last[growing] - offset]:
+                last[growing] = number
                 task_of.append(growing)
                 continue
             if coalesce:
-                growing = len(last)
-        task = len(last)
-        task_of.append(task)
-        waits = tuple([task_of[offset + need] for need in needs[index]]) if index in needs else NOTHING
-        _add_task(tasks, rank, offset + index, key, waits)
-        previous = latest.get(key, -1)
-        if previous >= 0:
-            tasks.followers[previous].append(task)
-            tasks.left[task] += 1
+                growing = task
+        waits, left = NOTHING, 0
+        if need is not None:
+            waits = tuple([task_of[offset + index] for index in need])
+            left = len(waits)
+            for wait in waits:
+                followers[wait].append(task)
+        previous = latest.get(key)
+        if previous is not None:
+            followers[previous].append(task)
+            left += 1
         latest[key] = task
-
-
-def _add_task(tasks: Tasks, rank: int, operation: int, key: int, waits: tuple[int, ...]) -> None:
-    """A task of one operation."""
-    for wait in waits:
-        tasks.followers[wait].append(len(tasks.first))
-    tasks.first.append(operation)
-    tasks.last.append(operation)
-    tasks.rank.append(rank)
-    tasks.stream.append(key)
-    tasks.waits.append(waits)
-    tasks.left.append(len(waits))
-    tasks.followers.append([])
+        task_of.append(task)
+        first.append(number)
+        last.append(number)
+        stream.append(key)
+        all_waits.append(waits)
+        all_left.append(left)
+        followers.append([])
+        task += 1
+    tasks.rank.extend([rank] * (task - len(tasks.rank)))
 
 
 def _dependencies(operations: Sequence[Operation], keys: Sequence[int]) -> tuple[Needs, bytearray]:
@@ -108,16 +106,15 @@ def _dependencies(operations: Sequence[Operation], keys: Sequence[int]) -> tuple
     needs: Needs = {}
     watched = bytearray(len(operations))
     for index, operation in enumerate(operations):
-        key = keys[index]
         for name in operation.reads:
-            source = writer.get(name)
-            if source is not None and keys[source] != key:
+            source = writer.get(name, -1)
+            if source >= 0 and keys[source] != keys[index]:
+                watched[source] = True
                 found = needs.get(index)
                 if found is None:
                     needs[index] = [source]
                 elif source not in found:
                     found.append(source)
-                watched[source] = True
         for name in operation.writes:
             writer[name] = index
     return needs, watched
