@@ -12,7 +12,6 @@ import numpy as np
 from planner.space import COLUMNS, ROW, Question, Scheme, Table, placement_of, row
 from simulator.placement import Placement
 
-RULE_TOKENS = 4096
 RULE = ((4096, 0), (8192, 8), (16384, 16), (32768, 24))  # (below this many tokens, pool GPUs); beyond: 32
 RULE_MOST = 32
 BASELINES = ((8, 1), (8, 2), (16, 2), (8, 4))  # (tensor, pipeline)

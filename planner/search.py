@@ -258,9 +258,3 @@ def _why_nothing(problem: Problem, found: Race) -> str:
         f"{place}: none of {len(found.table)} candidates fits on {question.max_gpus} GPUs; the best by bound fails as "
         f"{found.refused[row]}; allow more GPUs, a smaller batch or another model"
     )
-
-
-def pools_only(question: Question) -> Mask:
-    """Mask of FA Pool candidates, hybrids included."""
-    table = enumerate_space(question)
-    return np.asarray(np.isin(table["scheme"], (Scheme.POOL, Scheme.JOINED)))

@@ -1,7 +1,7 @@
 """Unit constants and their formatting. SI inside; the unit is in every name."""
 
 KB, MB, GB, TB = 10**3, 10**6, 10**9, 10**12
-KiB, MiB, GiB = 2**10, 2**20, 2**30
+MiB, GiB = 2**20, 2**30
 PICOSECONDS_PER_S = 10**12
 
 DTYPE_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int8": 1, "int32": 4, "int64": 8}

@@ -117,11 +117,6 @@ def moved_bytes(sizes: TwoLevel, form: Form) -> float:
             return (m - 1) / m * 3 * activation
 
 
-def flop_factor(sizes: TwoLevel, form: Form) -> float:
-    """Attention FLOPs over those of head parallelism on n·m devices: gather_qk repeats QKᵀ m times."""
-    return (sizes.slices + 1) / 2 if form == "gather_qk" else 1.0
-
-
 def most_head_parallel_devices(sizes: TwoLevel) -> int:
     """Head parallelism alone reaches h devices; the document's 16 are fewer."""
     return sizes.heads

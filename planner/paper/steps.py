@@ -105,12 +105,6 @@ def part_of(operation: program.Operation) -> Part:
             return "elementwise"
 
 
-def rank_seconds(found: Timeline, rank: int, wanted: Callable[[program.Operation], bool]) -> float:
-    """Seconds of a rank's operations that ``wanted`` selects; spans of compute, so no double counting there."""
-    chosen = [index for index, operation in enumerate(found.program.ranks[rank]) if wanted(operation)]
-    return float((found.end_ps[rank][chosen] - found.start_ps[rank][chosen]).sum()) / PICOSECONDS_PER_S
-
-
 def parts_s(found: Timeline, rank: int = 0) -> dict[Part, float]:
     """Seconds of every part on one rank."""
     parts: dict[Part, float] = {}

@@ -13,13 +13,10 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from simulator.errors import SpecError
 from simulator.workload import Phase
-
-if TYPE_CHECKING:
-    from simulator.allocation import Choice
 
 Contention = Literal["wait", "fall_back"]
 
@@ -52,10 +49,6 @@ class PoolPolicy:
         """The shortest length that is given a pool; None: none is."""
         return next((step.min_tokens for step in self.steps if step.pool_gpus), None)
 
-    @property
-    def max_pool_gpus(self) -> int:
-        return max(step.pool_gpus for step in self.steps)
-
     def pool_gpus(self, max_tokens: int) -> int:
         """The pool of a batch whose longest sequence has ``max_tokens``."""
         return self.steps[self._index(max_tokens)].pool_gpus
@@ -87,14 +80,6 @@ def _kept_from(step: PoolStep, band: float) -> int:
 def policy(steps: Iterable[tuple[int, int]]) -> PoolPolicy:
     """From (min_tokens, pool_gpus) pairs."""
     return PoolPolicy(tuple(PoolStep(tokens, gpus) for tokens, gpus in steps))
-
-
-def policy_of(choices: Iterable[Choice], phase: Phase) -> PoolPolicy:
-    """An allocation's policy for one phase. Lengths below its first bucket are served as that bucket is."""
-    mine = sorted((choice for choice in choices if choice.phase == phase), key=lambda choice: choice.min_tokens)
-    if not mine:
-        raise SpecError(f"allocation: no {phase} entry in its policy; plan that phase too")
-    return policy((0 if index == 0 else choice.min_tokens, choice.pool_gpus) for index, choice in enumerate(mine))
 
 
 NO_POOL = policy([(0, 0)])
