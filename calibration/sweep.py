@@ -122,12 +122,13 @@ def _time_world(
     times = timing.time_messages(world)
     latency_s, bytes_per_s = timing.latency_and_bandwidth(times)
     issue_s, issue_s_per_byte = timing.issue_cost(times)
+    receive_s, receive_s_per_byte = timing.receive_cost(times)
     host = Host(
         core_capacity=capacity,
-        transfer_core_s_per_byte=timing.core_s_per_byte(times),
-        transfer_latency_s=latency_s,
         transfer_issue_s=issue_s,
         send_issue_s_per_byte=issue_s_per_byte,
+        receive_s=receive_s,
+        receive_s_per_byte=receive_s_per_byte,
         memory_bandwidth_bytes_per_s=bandwidth,
     )
     found: list[tuple[Kernel, float]] = []

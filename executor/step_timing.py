@@ -61,6 +61,25 @@ def time_steps(
     return found
 
 
+def step_rate(
+    worker: Worker, model: Model, plan: tuple[Step, Placement], busy: Sequence[int], duration_s: float
+) -> float:
+    """Job: steps a second of a one-rank plan on each of the ``busy`` ranks, which all play it at once; 0 elsewhere."""
+    rank = worker.world.rank
+    worker.progress.note(State.RUNNING)
+    played = None
+    if rank in busy:
+        program = lower(model, plan[0], plan[1], nodes=(0,), dtype="fp32")
+        played = Played(model, program, [Weights(SeededSource(model), dtype="fp32", device=torch.device("cpu"))])
+        played.step()
+    worker.world.barrier()
+    began_s, done = time.perf_counter(), 0
+    while played is not None and time.perf_counter() - began_s < duration_s:
+        played.step()
+        done += 1
+    return done / (time.perf_counter() - began_s) if done else 0.0
+
+
 class Played:
     """One program, all ranks in this process, ready to step."""
 

@@ -28,8 +28,9 @@ from simulator.units import MiB
 LOAD_KERNEL = Gemm(256, 512, 512, "fp32")
 STREAM_BYTES = 48 * MiB  # far beyond a cache
 MESSAGE_BYTES = tuple(2**power for power in (12, 15, 18, 20, 22))
-COLLECTIVE_BYTES = tuple(2**power for power in (12, 15, 18, 20, 22))
+COLLECTIVE_BYTES = tuple(2**power for power in (12, 15, 16, 18, 20, 22))  # 2¹⁵: the largest that goes whole
 COLD_VALUES = 2**21  # 8 MiB in fp32: several times a core's L2
+TAKEN_IN = 9  # values of each size that are taken in long after they came
 REST_S = 1e-3  # after each, for members that share a core with one that is done
 LARGE_BYTES = 2**20  # from here on a message is all bandwidth
 
@@ -44,13 +45,14 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class MessageTime:
-    """One way, from the send to the value in hand; core seconds of both ends together, and those of the sender's own
-    thread while it issues the send."""
+    """One way, from the send to the value in hand; core seconds of both ends together, of the sender's own thread while
+    it sends, and of the receiver's while it takes the value in."""
 
     num_bytes: int
     seconds: float
     core_s: float
     issue_s: float
+    receive_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class MessageLog:
     arrived_s: tuple[float, ...]
     core_s: float
     issue_s: float
+    receive_s: float
 
 
 def load(worker: Worker, kernel: ComputeKernel, num_busy: int, duration_s: float) -> float:
@@ -94,12 +97,9 @@ def messages(
 
 def _to_and_fro(worker: Worker, size: int, round_trips: int, pair: tuple[int, int]) -> MessageLog:
     rank, transport = worker.world.rank, DistributedTransport(worker.world)
-    other = pair[1] if rank == pair[0] else pair[0]
     value = torch.ones(size // 4)
-    about: dict[str, Any] = {"layer": 0, "micro_batch": 0, "tag": 0, "num_bytes": size}
-    send = p.Send(reads=("x",), writes=(), to=other, **about)
-    receive = p.Recv(reads=(), writes=("y",), source=other, shape=tuple(value.shape), dtype="fp32", **about)
-    transport.begin([receive] * (round_trips + 1))
+    send, receive = _both_ways(value, pair[1] if rank == pair[0] else pair[0])
+    transport.begin([receive] * (round_trips + 1 + TAKEN_IN))
     sent, arrived, core_s, issue_s = [], [], 0.0, []
     for turn in range(2 * (round_trips + 1)):
         began_core_s = time.process_time()
@@ -114,8 +114,29 @@ def _to_and_fro(worker: Worker, size: int, round_trips: int, pair: tuple[int, in
             value = transport.receive(receive).wait()
             arrived.append(time.perf_counter())
         core_s += time.process_time() - began_core_s if turn > 1 else 0.0
+    rest_s = 2 * (arrived[-1] - arrived[0]) / (len(arrived) - 1)
+    receive_s = [_taken_in(transport, send, receive, value, rest_s) for _ in range(TAKEN_IN)]
     transport.finish()
-    return MessageLog(tuple(sent[1:]), tuple(arrived[1:]), core_s / (2 * round_trips), median(issue_s[1:]))
+    core_s /= 2 * round_trips
+    return MessageLog(tuple(sent[1:]), tuple(arrived[1:]), core_s, median(issue_s[1:]), median(receive_s))
+
+
+def _both_ways(value: torch.Tensor, other: int) -> tuple[p.Send, p.Recv]:
+    about: dict[str, Any] = {"layer": 0, "micro_batch": 0, "tag": 0, "num_bytes": value.nbytes}
+    send = p.Send(reads=("x",), writes=(), to=other, **about)
+    return send, p.Recv(reads=(), writes=("y",), source=other, shape=tuple(value.shape), dtype="fp32", **about)
+
+
+def _taken_in(
+    transport: DistributedTransport, send: p.Send, receive: p.Recv, value: torch.Tensor, rest_s: float
+) -> float:
+    """Seconds to take in a value that has come already; both ends send one and rest meanwhile."""
+    transport.send(send, value)
+    time.sleep(rest_s)
+    _compute()
+    began_s = time.thread_time()
+    transport.receive(receive).wait()
+    return time.thread_time() - began_s
 
 
 def collectives(
@@ -197,14 +218,16 @@ def time_messages(
 def _one_way(size: int, first: MessageLog, second: MessageLog) -> MessageTime:
     there = [b - a for a, b in zip(first.sent_s, second.arrived_s, strict=True)]
     back = [b - a for a, b in zip(second.sent_s, first.arrived_s, strict=True)]
-    issue_s = (first.issue_s + second.issue_s) / 2
-    return MessageTime(size, median(there + back), first.core_s + second.core_s, issue_s)
+    issue_s, receive_s = (first.issue_s + second.issue_s) / 2, (first.receive_s + second.receive_s) / 2
+    return MessageTime(size, median(there + back), first.core_s + second.core_s, issue_s, receive_s)
 
 
 def latency_and_bandwidth(times: Sequence[MessageTime]) -> tuple[float, float]:
-    """α and β of t = α + bytes/β, by least squares of relative errors."""
+    """α and β of t = α + bytes/β by least squares of relative errors, t being the time between the two threads': from
+    the fixed part of the send to the beginning of taking in. α is at least a tenth of the shortest message."""
     size = np.array([item.num_bytes for item in times], dtype=np.float64)
-    seconds = np.array([item.seconds for item in times])
+    whole = np.array([item.seconds for item in times])
+    seconds = np.maximum(whole - issue_cost(times)[0] - [item.receive_s for item in times], 0.1 * whole)
     design = np.stack([1 / seconds, size / seconds], axis=1)
     latency_s, inverse = np.linalg.lstsq(design, np.ones(len(size)), rcond=None)[0]
     smallest = float(seconds.min())
@@ -212,10 +235,21 @@ def latency_and_bandwidth(times: Sequence[MessageTime]) -> tuple[float, float]:
 
 
 def issue_cost(times: Sequence[MessageTime]) -> tuple[float, float]:
-    """(seconds a send, seconds a byte sent) of the sender's own thread, by least squares."""
-    size = np.array([item.num_bytes for item in times], dtype=np.float64)
-    slope, fixed = np.polyfit(size, [item.issue_s for item in times], 1)
-    return max(float(fixed), min(item.issue_s for item in times) / 2), max(float(slope), 0.0)
+    """(seconds a send, seconds a byte sent) of the sender's own thread."""
+    return _fixed_and_slope(times, [item.issue_s for item in times])
+
+
+def receive_cost(times: Sequence[MessageTime]) -> tuple[float, float]:
+    """(seconds a value, seconds a byte) of a receiver's thread to take in what has come."""
+    return _fixed_and_slope(times, [item.receive_s for item in times])
+
+
+def _fixed_and_slope(times: Sequence[MessageTime], seconds: Sequence[float]) -> tuple[float, float]:
+    """By least squares of relative errors."""
+    size, spent = np.array([item.num_bytes for item in times], dtype=np.float64), np.array(seconds)
+    design = np.stack([1 / spent, size / spent], axis=1)
+    fixed, slope = np.linalg.lstsq(design, np.ones(len(size)), rcond=None)[0]
+    return max(float(fixed), float(spent.min()) / 2), max(float(slope), 0.0)
 
 
 def core_s_per_byte(times: Sequence[MessageTime]) -> float:

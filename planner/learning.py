@@ -187,13 +187,15 @@ def scaled_messages(profile: Profile, factor: float) -> Profile:
 
 
 def scaled_issue(profile: Profile, factor: float) -> Profile:
-    """The computing thread's cost of a transfer times a factor."""
+    """The computing threads' costs of a transfer times a factor."""
     host = profile.host
     if host is None or not host.transfer_issue_s:
         return profile
     changed = {
         "transfer_issue_s": host.transfer_issue_s * factor,
         "send_issue_s_per_byte": host.send_issue_s_per_byte * factor,
+        "receive_s": host.receive_s * factor,
+        "receive_s_per_byte": host.receive_s_per_byte * factor,
     }
     return profile.model_copy(update={"host": host.model_copy(update=changed)})
 

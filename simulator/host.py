@@ -15,10 +15,13 @@ class Host(Record):
     )
     transfer_core_s_per_byte: float = Field(default=0.0, ge=0, description="core time of a byte, at each end")
     transfer_latency_s: float | None = Field(default=None, ge=0, description="None: the node link's")
-    transfer_issue_s: float = Field(
-        default=0.0, ge=0, description="core time of a rank's own thread to issue or await one message"
+    transfer_issue_s: float = Field(default=0.0, ge=0, description="a rank's own thread's time to send one message")
+    send_issue_s_per_byte: float = Field(default=0.0, ge=0, description="and for each byte it sends")
+    receive_s: float = Field(default=0.0, ge=0, description="a rank's own thread's time to take in one that has come")
+    receive_s_per_byte: float = Field(default=0.0, ge=0, description="and for each byte of it")
+    turn_share: float = Field(
+        default=0.0, ge=0, description="how much longer kernels take where ranks take turns on a core"
     )
-    send_issue_s_per_byte: float = Field(default=0.0, ge=0, description="and of each byte it sends")
     view_s: float = Field(default=0.0, ge=0, description="an operation that launches no kernel, e.g. a slice")
     memory_bandwidth_bytes_per_s: float | None = Field(
         default=None, gt=0, description="of the node, shared by all kernels; None: not modelled"

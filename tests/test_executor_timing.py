@@ -10,7 +10,7 @@ from calibration.sweep import CPU_MAX_FLOP, CPU_MOST, cpu_kernels, cuda_device, 
 from executor.bench import Bench
 from executor.memory_operations import memory_operation
 from executor.timing import calls_of, expert_counts, time_kernel
-from executor.world_timing import MessageTime, core_s_per_byte, issue_cost, latency_and_bandwidth
+from executor.world_timing import MessageTime, core_s_per_byte, issue_cost, latency_and_bandwidth, receive_cost
 from simulator.costs.work import kernels_of
 from simulator.errors import ProfileError
 from simulator.kernel import AttentionDecode, AttentionPrefill, ComputeKernel, Gemm, Memory, Moe, flops
@@ -104,10 +104,12 @@ def test_known_gpus_have_datasheet_peaks_and_others_the_best_rates_seen() -> Non
 
 def test_latency_and_bandwidth_of_a_straight_line() -> None:
     times = [
-        MessageTime(size, 1e-4 + size / 2e9, size / 1e9, 5e-5 + size / 1e11) for size in (2**12, 2**16, 2**20, 2**22)
+        MessageTime(size, 1.7e-4 + size / 2e9, size / 1e9, 5e-5 + size / 1e11, 2e-5)
+        for size in (2**12, 2**16, 2**20, 2**22)
     ]
     latency_s, bandwidth = latency_and_bandwidth(times)
-    assert latency_s == pytest.approx(1e-4)
+    assert latency_s == pytest.approx(1e-4)  # 170 µs less 50 of the sender's thread and 20 of the receiver's
     assert bandwidth == pytest.approx(2e9)
     assert core_s_per_byte(times) == pytest.approx(0.5e-9)  # 1 ns a byte at both ends together
     assert issue_cost(times) == pytest.approx((5e-5, 1e-11))
+    assert receive_cost(times) == pytest.approx((2e-5, 0.0), abs=1e-15)

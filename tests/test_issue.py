@@ -11,8 +11,9 @@ from simulator.lowering import lower
 from simulator.placement import AttentionGrid
 from simulator.presets import cluster
 from simulator.profile import Profile
-from simulator.program import Collective, Recv, Send, Slice
+from simulator.program import Add, Collective, Operation, Recv, Send, Slice
 from simulator.workload import prefill_step
+from tests.hand_made import compute, cpu_cluster, program, recv, send
 from tests.schemes import pooled, tiny_model
 
 GRID = AttentionGrid(heads=(8,), query_blocks=2)
@@ -22,17 +23,34 @@ def profile(host: Host | None) -> Profile:
     return Profile(name="a test", gpu=cluster("local-cpu").gpus[0], kernels=(), host=host)
 
 
-def test_a_rank_pays_once_for_every_transfer_it_issues_and_for_every_byte_it_sends() -> None:
-    program = lower(tiny_model(), prefill_step(1, 16), pooled(tiny_model(), 2, GRID), nodes=(0, 0, 0, 0), dtype="fp32")
-    alone = [np.ones(len(operations)) for operations in program.ranks]
-    host = Host(transfer_issue_s=1e-3, send_issue_s_per_byte=1e-6)
-    issued = with_issue(program, cluster("local-cpu"), {"cpu-core": profile(host)}, alone)
-    for operations, before, after in zip(program.ranks, alone, issued, strict=True):
-        last = max((i for i, op in enumerate(operations) if not isinstance(op, Send | Recv | Collective)), default=0)
-        transfers = [op for op in operations[:last] if isinstance(op, Send | Recv)]
-        sent = sum(op.num_bytes for op in transfers if isinstance(op, Send))
-        assert after.sum() - before.sum() == pytest.approx(len(transfers) * 1e-3 + sent * 1e-6)
-        assert (after >= before).all()
+def test_a_send_delays_what_it_sends_its_bytes_what_follows_and_a_value_its_first_reader() -> None:
+    first: list[Operation] = [compute(writes=["x"]), send(1, "x", 1000), compute(), send(1, "x", 1000, tag=1)]
+    second: list[Operation] = [
+        recv(0, "y", 1000),
+        compute(),
+        compute(reads=["y"]),
+        recv(0, "z", 1000, tag=1),
+        send(2, "z", 1000),
+    ]
+    third: list[Operation] = [recv(1, "w", 1000), compute(), compute(reads=["w"])]
+    built = program(first, second, third)
+    host = Host(transfer_issue_s=1.0, send_issue_s_per_byte=2e-3, receive_s=5.0, receive_s_per_byte=1e-2)
+    alone = [np.array([0.1 * isinstance(op, Add) for op in ops]) for ops in built.ranks]
+    cluster_of_cpus = cpu_cluster(3, 3)
+    issued = with_issue(built, cluster_of_cpus, {"cpu": profile(host)}, alone)
+    assert issued[0].tolist() == pytest.approx([1.1, 0, 3.1, 0])  # 1 s a send before it; 2 ms/B · 1 kB after the first
+    assert issued[1].tolist() == pytest.approx([0, 0.1, 15.1, 0, 0])  # 5 s and 10 ms/B · 1 kB; nothing after the last
+    assert issued[2].tolist() == pytest.approx([0, 0.1, 15.1])
+
+
+def test_ranks_that_take_turns_on_a_core_take_longer_and_others_do_not() -> None:
+    built = program([compute()], [compute()], [compute()])
+    alone = [np.ones(1)] * 3
+    for pinned, shared in ((True, [0, 2]), (False, [0, 1, 2])):
+        node = cpu_cluster(3, 2).nodes[0].model_copy(update={"pinned": pinned})
+        two_cores = cpu_cluster(3, 2).model_copy(update={"nodes": (node,)})
+        issued = with_issue(built, two_cores, {"cpu": profile(Host(turn_share=0.25))}, alone)
+        assert [rank for rank, seconds in enumerate(issued) if seconds[0] == 1.25] == shared
 
 
 def test_operations_without_kernels_delay_the_next_one_too() -> None:

@@ -16,7 +16,7 @@ from calibration.rows import TimedRow
 from calibration.sweep import SOURCE, Sweep, cpu_device, cpu_kernels, cpu_profile, hints_of
 from executor import world_timing
 from executor.environment import cpu_name
-from executor.step_timing import time_steps
+from executor.step_timing import step_rate, time_steps
 from executor.supervisor import Supervisor
 from executor.timing import time_kernels
 from planner.learning import Lesson, taught, with_corrections
@@ -117,13 +117,15 @@ def measured_place(folder: Path, cluster: Cluster, world: Supervisor) -> Profile
     times = world_timing.time_messages(world)
     latency_s, bytes_per_s = world_timing.latency_and_bandwidth(times)
     issue_s, issue_s_per_byte = world_timing.issue_cost(times)
+    receive_s, receive_s_per_byte = world_timing.receive_cost(times)
     host = Host(
         view_s=kernels.host.view_s if kernels.host else 0.0,
         transfer_issue_s=issue_s,
         send_issue_s_per_byte=issue_s_per_byte,
+        receive_s=receive_s,
+        receive_s_per_byte=receive_s_per_byte,
         core_capacity=world_timing.core_capacity(world, cores, LOADED_S),
-        transfer_core_s_per_byte=world_timing.core_s_per_byte(times),
-        transfer_latency_s=latency_s,
+        turn_share=turn_share(cluster, world),
         memory_bandwidth_bytes_per_s=world_timing.memory_bandwidth_bytes_per_s(world, cores, LOADED_S),
     )
     rows = []
@@ -138,16 +140,32 @@ def measured_place(folder: Path, cluster: Cluster, world: Supervisor) -> Profile
     )
 
 
+def turn_share(cluster: Cluster, world: Supervisor) -> float:
+    """How much longer steps take on ranks that share a core than half of it explains: the first rank's alone against
+    its and the next one's on that core."""
+    core = world.seats[0].cores
+    other = next((rank for rank in range(1, world.size) if world.seats[rank].cores == core), None)
+    if other is None:
+        return 0.0
+    found = []
+    for cell in teaching_cells(cluster.name):
+        race = cell.race()
+        plan = race.step, next(one for one in race.placements if one.name == "tp1")
+        alone, *_ = world.run(step_rate, race.model, plan, (0,), LOADED_S)
+        together = sum(world.run(step_rate, race.model, plan, (0, other), LOADED_S))
+        found.append(alone / together - 1)
+    return max(0.0, median(found))
+
+
 def with_nic_latency(cluster: Cluster, world: Supervisor) -> Cluster:
-    """NIC latencies as collectives have them: a ring of two ranks, one on each of the first two hosts, takes two."""
+    """NIC latencies as a message from the first host to the second finds them, beyond its threads' time."""
     if len(cluster.nodes) == 1:
         return cluster
     pair = (0, cluster.nodes[0].gpus)
-    (_, seconds), *_ = world_timing.time_collective(
-        world, "all_reduce", 2, world_timing.COLLECTIVE_BYTES[:1], ranks=pair
-    )
+    times = world_timing.time_messages(world, world_timing.MESSAGE_BYTES[:1], pair=pair)
+    latency_s, _ = world_timing.latency_and_bandwidth(times)
     nodes = tuple(
-        node.model_copy(update={"nics": node.nics and node.nics.model_copy(update={"latency_s": seconds / 2})})
+        node.model_copy(update={"nics": node.nics and node.nics.model_copy(update={"latency_s": latency_s})})
         for node in cluster.nodes
     )
     return cluster.model_copy(update={"nodes": nodes, "fabric": cluster.fabric.model_copy(update={"latency_s": 0.0})})

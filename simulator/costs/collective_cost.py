@@ -19,6 +19,7 @@ NICs, SHARP in the network's switches.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from simulator.costs.collective_layout import Algorithm as Algorithm
 from simulator.costs.collective_layout import Call as Call
@@ -40,18 +41,41 @@ def collective_cost(call: Call, topology: Topology, in_node: InNode = unmeasured
     if call.algorithm == "auto" and len(layout.nodes) == 1:
         measured = layout.measured(call.kind, call.num_bytes)
         if measured is not None:
-            return _measured(layout, measured)
-    choices = [build(layout) for build in _builders(call)]
+            return _with_messages(layout, _measured(layout, measured))
+    choices = [build(layout) for build in _builders(call, layout.on_cpus)]
     if (call.kind, call.algorithm) == ("all_reduce", "auto"):
         choices += _switch_tree(layout)
-    return min(choices, key=lambda cost: cost.seconds)
+    return _with_messages(layout, min(choices, key=lambda cost: cost.seconds))
 
 
-def _builders(call: Call) -> list[Callable[[Layout], CollectiveCost]]:
+def _with_messages(layout: Layout, cost: CollectiveCost) -> CollectiveCost:
+    """How many messages of how many bytes a rank sends: a ring's steps, of which a direct exchange has as many."""
+    steps, unpriced = _steps(layout, len(layout.call.ranks)), 0
+    if cost.algorithm == "hierarchical":
+        unpriced = _steps(layout, len(layout.nodes))
+        steps = unpriced + (layout.most - 1) * len(_halves(layout.call.kind))
+    elif cost.algorithm != "measured":
+        unpriced = steps
+    _, share = _ring_share(layout.call)
+    return replace(cost, messages=steps, sent_bytes=share * layout.call.num_bytes, unpriced=unpriced)
+
+
+def _steps(layout: Layout, members: int) -> int:
+    """Messages one after another in a ring; CPU ranks swap at once where two reduce."""
+    if layout.call.kind != "all_reduce":
+        return members - 1
+    return 1 if layout.on_cpus and members == 2 else 2 * (members - 1)
+
+
+def _builders(call: Call, on_cpus: bool) -> list[Callable[[Layout], CollectiveCost]]:
     """Candidates for a call; all-to-all is sent directly, and only all-reduce and broadcast have trees."""
     match call.kind, call.algorithm:
         case "all_to_all", _:
             return [_direct]
+        case "broadcast", _ if on_cpus:
+            return [_binomial]
+        case _, "auto" if on_cpus:
+            return [_ring]
         case "broadcast", "auto":
             return [_chain, _binomial]
         case "broadcast", "tree":
@@ -90,7 +114,7 @@ def _ring(layout: Layout) -> CollectiveCost:
     A measured curve of g GPUs gives the in-node rate: its time scaled from (g−1)/g to (p−1)/p of the buffer.
     """
     call, num_nodes = layout.call, len(layout.nodes)
-    steps, share = _ring_share(call)
+    _, share = _ring_share(call)
     volume = share * call.num_bytes
     inner_s = layout.inside(lambda g: volume if num_nodes == 1 else volume * (g - 1) / g)
     outer_s = layout.between(volume)
@@ -99,6 +123,7 @@ def _ring(layout: Layout) -> CollectiveCost:
         if measured is not None:
             here, whole = (layout.most - 1) / layout.most, (len(call.ranks) - 1) / len(call.ranks)
             inner_s = measured * whole / here
+    steps = _steps(layout, len(call.ranks))
     return layout.cost("ring", steps * layout.hop_s, max(inner_s, outer_s))
 
 
@@ -157,7 +182,7 @@ def _hierarchical(layout: Layout) -> CollectiveCost:
     if len(seconds) == len(halves):
         inner_s, latency_s = sum(seconds), 0.0
     outer_s = layout.between(times * (num_nodes - 1) / num_nodes * call.num_bytes)
-    latency_s += times * (num_nodes - 1) * layout.outer_s
+    latency_s += _steps(layout, num_nodes) * layout.outer_s
     return layout.cost("hierarchical", latency_s, inner_s + outer_s)
 
 

@@ -30,12 +30,17 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class CollectiveCost:
-    """``latency_s`` before bytes flow, ``fluid_s`` for them when alone, and (resource, bytes) while they do."""
+    """``latency_s`` before bytes flow, ``fluid_s`` for them when alone, and (resource, bytes) while they do.
+    ``messages`` and ``sent_bytes`` are what a rank sends (and receives); the threads of CPU ranks take time for each
+    message, which the seconds do not hold for ``unpriced`` of them."""
 
     algorithm: Algorithm
     latency_s: float
     fluid_s: float
     traffic: tuple[tuple[int, float], ...]
+    messages: int = 0
+    sent_bytes: float = 0.0
+    unpriced: int = 0
 
     @property
     def seconds(self) -> float:
@@ -60,6 +65,11 @@ class Layout:
         self.inner_s = max(topology.places[ranks[0]].spec.link.latency_s for ranks in self.nodes)
         self.outer_s = max((self._hop_s(a, b) for a, b in self.crossings()), default=0.0)
         self.traffic: dict[int, float] = {}
+
+    @property
+    def on_cpus(self) -> bool:
+        """Whether CPU ranks exchange it (``executor/exchange.py``): a ring, in which two members swap at once."""
+        return self.topology.cluster.gpu_named(self.topology.places[self.call.ranks[0]].spec.gpu).kind == "cpu"
 
     def crossings(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Consecutive nodes of a ring over the nodes."""

@@ -10,13 +10,14 @@ served first; on others, kernels and transfers do not touch.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 from simulator.costs.collective_cost import CollectiveCost
 from simulator.fabric.copies import Copies
 from simulator.fabric.path import Path
 from simulator.fabric.sharing import Sharing
+from simulator.fabric.threads import Member, threaded
 from simulator.fabric.topology import Resource, Topology
 from simulator.host import Host
 from simulator.interference import Interference
@@ -45,6 +46,7 @@ class Cores:
     core_s_per_byte: float
     latency_s: float | None
     pinned: tuple[int, ...] = ()
+    host: Host = field(default_factory=Host)
 
     def of(self, local: int) -> tuple[int, ...]:
         """The resources that a second on a core takes from, for the node's rank ``local``."""
@@ -108,7 +110,8 @@ class Network:
                 self._add(f"node {place.node} core {core}", 1.0)
                 for core in range(place.spec.cores or 0 if place.spec.pinned else 0)
             )
-            cores[place.node] = Cores(number, memory, host.transfer_core_s_per_byte, host.transfer_latency_s, pinned)
+            per_byte, latency_s = host.transfer_core_s_per_byte, host.transfer_latency_s
+            cores[place.node] = Cores(number, memory, per_byte, latency_s, pinned, host)
         return cores
 
     def _add_devices(self, interference: Mapping[str, Interference]) -> dict[int, Device]:
@@ -185,6 +188,15 @@ class Network:
         its like in other blocks, of a folded program."""
         if not cost.traffic:
             return CollectiveFlow(picoseconds(cost.seconds), 0.0, Path((), ()))
+        members = [
+            Member(node.host, node.of(self.topology.places[rank].local))
+            for rank in ranks
+            if (node := self.cores.get(self.topology.node_of(rank))) is not None
+        ]
+        on_threads = threaded(cost, members, self.resources)
+        if on_threads is not None:
+            path = self.sharing.path(on_threads.weights, cap=1.0, share=on_threads.share)
+            return CollectiveFlow(0, on_threads.alone_s, path)
         work = max(num_bytes for _, num_bytes in cost.traffic)
         weights = {resource: num_bytes / work for resource, num_bytes in cost.traffic}
         rate = work / cost.fluid_s
