@@ -67,6 +67,14 @@ def above_zero(text: str) -> float:
     return value
 
 
+def zero_or_more(text: str) -> float:
+    """A finite number, 0 or above."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a finite number, 0 or above, got {text!r}")
+    return value
+
+
 def positive(text: str) -> int:
     """A whole number from 1 to a thousand million."""
     if count(text) < 1:
@@ -115,6 +123,9 @@ def _add_planning(commands: Commands) -> None:  # type: ignore[valid-type]
     make.add_argument("--simulations", type=int, metavar="N", help="a race at most (the gap is stated); default 40")
     make.add_argument(
         "--slo-quantile", choices=("median", "p95"), default="median", help="which predicted value must meet an SLO"
+    )
+    make.add_argument(
+        "--activation", type=zero_or_more, metavar="SECONDS", help="what a batch waits for GPUs the last did not hold"
     )
     make.add_argument(
         "--exactness", choices=EXACTNESS, default="drops-possible", help="what the plan may change of the model"

@@ -12,7 +12,7 @@ from planner.exploring.flips import Flip
 from planner.heads import useful_gpus
 from planner.rivals import rule_pool
 from planner.threshold import documents_threshold
-from simulator.allocation import Allocation, Alternative, Choice, Interval
+from simulator.allocation import Allocation, Alternative, Choice, Interval, Switching
 from simulator.units import format_seconds
 
 COMMUNICATION = ("network", "collective", "waiting")
@@ -21,6 +21,8 @@ COMMUNICATION = ("network", "collective", "waiting")
 def explain(allocation: Allocation, flips: Sequence[Flip] = ()) -> str:
     """The whole text, ending in a newline."""
     blocks = [_head(allocation), *(_entry(choice, flips) for choice in allocation.policy), _thresholds(allocation)]
+    if allocation.switching is not None:
+        blocks.append(_switching(allocation.switching))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -154,5 +156,22 @@ def _thresholds(allocation: Allocation) -> str:
     lines.append(
         f"  documents 4096 tokens by their rule, {documents_threshold()} tokens by their formula with 35, 45 and 8 ms "
         "[assumed]"
+    )
+    return "\n".join(lines)
+
+
+def _switching(switching: Switching) -> str:
+    """What the policy's placements cost together."""
+    tightest = min(switching.residents, key=lambda row: (row.headroom_bytes, row.rank))
+    cost, whole, unit = switching.switching_cost, switching.policy_cost, switching.unit
+    gap = "as if every bucket were alone" if switching.gap == 0 else f"{switching.gap:.3%} more than each bucket alone"
+    waits = f"{switching.probability:.1%} of batches are given GPUs that the one before did not hold"
+    lines = (
+        "switching (the placements of all buckets side by side, every rank with the weights of all that use it)",
+        f"  activation  {waits} and wait {format_seconds(switching.activation_s)} [{switching.activation_tag}]",
+        f"  cost        {cost:.4g} of {whole:.4g} {unit}, the mean over the workload: {gap} [assumed]",
+        f"  memory      fullest is rank {tightest.rank}: {tightest.weights_bytes / 1e9:.2f} GB of weights, "
+        f"headroom {tightest.headroom_bytes / 1e9:+.2f} GB [fitted]",
+        f"  given up    {', '.join(switching.moved) or 'none'} (buckets whose own best is not in the policy)",
     )
     return "\n".join(lines)

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from planner.cache_fit import sliced
 from planner.evaluate import Evaluated, doubt_of, evaluate_until, lacking, memory_of, metrics_of, step_interval
 from planner.exploring.critical_path import difference
-from planner.pair import race_pair
+from planner.pair import Pair, race_pair, race_prefill
+from planner.policy import (
+    Option,
+    differ,
+    must_be_weighed,
+    option_of,
+    options_of,
+    simulated,
+    switching_of,
+    weigh,
+    why_none,
+)
 from planner.problem import Problem, load_problem
-from planner.processes import process_pool
+from planner.processes import each
 from planner.rivals import baselines, rule_placement
 from planner.search import Race, Rival
 from planner.space import Question
@@ -57,14 +68,17 @@ def make(
 
 def make_problem(problem: Problem, *, limit: int | None = None, workers: int = 1) -> Allocation:
     """Plan a problem. ``limit``: simulations a race at most (None: exact); ``workers``: processes, a bucket each."""
-    plan = partial(plan_bucket, replace(problem), limit=limit)  # a copy: what a problem keeps cannot all be sent
     buckets = sorted(problem.workload.buckets, key=lambda bucket: -bucket.tokens)  # the longest job first
-    if workers > 1 and len(buckets) > 1:
-        with process_pool(min(workers, len(buckets)), start="fork") as pool:
-            planned = list(pool.map(plan, buckets))
-    else:
-        planned = [plan(bucket) for bucket in buckets]
-    policy = [choice for pair in planned for choice in pair]
+    plain = replace(problem)  # a copy: what a problem keeps cannot all be sent
+    found = each(partial(plan_pair, plain, limit=limit), buckets, workers)
+    planned = {bucket.name: one for bucket, one in zip(buckets, found, strict=True)}
+    own = [planned[bucket.name].option for bucket in problem.workload.buckets]
+    chosen = _together(problem, own, limit, workers)
+    takers = zip(problem.workload.buckets, chosen, own, strict=True)
+    moved = [(bucket, taken) for bucket, taken, before in takers if differ(taken, before)]
+    found = each(partial(plan_option, plain, limit=limit), moved, workers)
+    planned |= {bucket.name: one for (bucket, _), one in zip(moved, found, strict=True)}
+    policy = [choice for one in planned.values() for choice in one.choices]
     policy.sort(key=lambda choice: (choice.phase != "prefill", choice.min_tokens))
     return Allocation(
         name=problem.name,
@@ -78,17 +92,60 @@ def make_problem(problem: Problem, *, limit: int | None = None, workers: int = 1
         dtype=problem.dtype,
         policy=tuple(policy),
         thresholds=tuple(_threshold(tuple(policy), phase) for phase in ("prefill", "decode")),
+        switching=switching_of(problem, chosen, own),
         sources=problem.sources,
         digests=digests(problem),
         assumptions=(*problem.cluster.assumptions, *problem.workload.assumptions),
     )
 
 
+def _together(problem: Problem, own: list[Option], limit: int | None, workers: int) -> list[Option]:
+    """The policy: every bucket's own best placements, or what fits side by side and switches for less."""
+    if not must_be_weighed(problem, own, exact=limit is None):
+        return own
+    for others in (False, True):
+        options = partial(options_of, replace(problem), others=others, limit=limit)
+        chosen = weigh(problem, each(options, problem.workload.buckets, workers))
+        if chosen is not None:
+            return chosen
+    raise why_none(problem, own)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A bucket's two entries of the policy (prefill, decode), and what they are beside other buckets'."""
+
+    choices: tuple[Choice, Choice]
+    option: Option
+
+
 def plan_bucket(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> tuple[Choice, Choice]:
     """Decode first, then prefill into the cache that decode reads."""
+    return plan_pair(problem, bucket, limit=limit).choices
+
+
+def plan_pair(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> Planned:
+    """A bucket's own best placements."""
     pair = race_pair(problem, bucket, limit=limit)
-    decode, prefill, winner = pair.decode, pair.prefill, pair.decoder
-    return choose(problem, bucket, prefill, (winner.program,)), choose(problem, bucket, decode, ())
+    return _planned(problem, bucket, pair, pair.prefiller, pair.decoder)
+
+
+def plan_option(problem: Problem, taken: tuple[Bucket, Option], *, limit: int | None = None) -> Planned:
+    """A bucket's entries where the policy takes an option that is not its own best."""
+    bucket, option = taken
+    pair = race_pair(problem, bucket, limit=limit)
+    decoder = simulated(pair.decode, option.decode)
+    if decoder.placement != pair.decoder.placement:
+        pair = Pair(pair.decode, race_prefill(problem, bucket, decoder, limit))
+    return _planned(problem, bucket, pair, simulated(pair.prefill, option.prefill), decoder)
+
+
+def _planned(problem: Problem, bucket: Bucket, pair: Pair, prefill: Evaluated, decode: Evaluated) -> Planned:
+    choices = (
+        choose(problem, bucket, pair.prefill, (decode.program,), taken=prefill),
+        choose(problem, bucket, pair.decode, (), taken=decode),
+    )
+    return Planned(choices, option_of(problem, bucket, prefill, decode))
 
 
 def digests(problem: Problem) -> Digests:
@@ -101,12 +158,21 @@ def digests(problem: Problem) -> Digests:
     )
 
 
-def choose(problem: Problem, bucket: Bucket, found: Race, beside: tuple[Program, ...]) -> Choice:
-    """The winner of a race as an entry of the policy."""
+def choose(
+    problem: Problem, bucket: Bucket, found: Race, beside: tuple[Program, ...], *, taken: Evaluated | None = None
+) -> Choice:
+    """The winner of a race as an entry of the policy. ``taken``: another one that was simulated, because the policy as
+    a whole is better with it; its gap is then to the winner, and it has no runner-up."""
     ranking, question = found.ranking(), found.question
-    winner, pool = found.simulated[ranking[0].row], found.best_pool()
-    second = found.runner_up()
+    first, pool = found.simulated[ranking[0].row], found.best_pool()
+    winner = first if taken is None else taken
+    own_best = winner.placement == first.placement
+    second = found.runner_up() if own_best else None
     margin = None if second is None else _margin(problem, found, ranking[0], second)
+    search = found.search()
+    if not own_best:
+        ours = next(rival.score for rival in ranking if found.simulated[rival.row].placement == winner.placement)
+        search = search.model_copy(update={"gap": 1.0 - ranking[0].score * (1.0 - search.gap) / ours})
     return Choice(
         phase=question.phase,
         bucket=bucket.name,
@@ -128,7 +194,7 @@ def choose(problem: Problem, bucket: Bucket, found: Race, beside: tuple[Program,
         baselines=tuple(_rival(problem, question, one, found.cache) for one in baselines(question)),
         best_pool=None if pool is None else alternative(problem, found.simulated[pool.row]),
         pareto=_pareto(found),
-        search=found.search(),
+        search=search,
     )
 
 

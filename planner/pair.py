@@ -47,20 +47,21 @@ def race_pair(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> 
     try_pools(problem, decode, (), simulations=POOL_SIMULATIONS)
     winner = decode.simulated[decode.ranking()[0].row]
     if not sliced(winner.placement):
-        return Pair(decode, _prefill(problem, bucket, winner, limit))
+        return Pair(decode, race_prefill(problem, bucket, winner, limit))
     whole = enumerate_space(decode.question)["scheme"] != Scheme.TWO_LEVEL
     other = race(problem, decode.question, rows=np.asarray(whole), limit=limit)
     try_pools(problem, other, (), simulations=POOL_SIMULATIONS)
     second = other.simulated[other.ranking()[0].row]
-    pair = Pair(other, _prefill(problem, bucket, second, limit))
+    pair = Pair(other, race_prefill(problem, bucket, second, limit))
     try:
-        one = Pair(decode, _prefill(problem, bucket, winner, limit))
+        one = Pair(decode, race_prefill(problem, bucket, winner, limit))
     except InfeasibleError:
         return pair
     return one if pair_cost(problem, bucket, one) < pair_cost(problem, bucket, pair) else pair
 
 
-def _prefill(problem: Problem, bucket: Bucket, decoder: Evaluated, limit: int | None) -> Race:
+def race_prefill(problem: Problem, bucket: Bucket, decoder: Evaluated, limit: int | None) -> Race:
+    """Prefill into the cache that ``decoder`` reads, beside its weights."""
     found = race(
         problem,
         problem.question("prefill", bucket),
@@ -74,8 +75,11 @@ def _prefill(problem: Problem, bucket: Bucket, decoder: Evaluated, limit: int | 
 
 
 def pair_cost(problem: Problem, bucket: Bucket, pair: Pair) -> tuple[float, float]:
+    return request_cost(problem, bucket, pair.prefiller, pair.decoder)
+
+
+def request_cost(problem: Problem, bucket: Bucket, prefill: Evaluated, decode: Evaluated) -> tuple[float, float]:
     """Lower is better: the step that the objective names, then the other; or a request's seconds or GPU-seconds."""
-    prefill, decode = pair.prefiller, pair.decoder
     if problem.objective == "ttft":
         return prefill.step_s, decode.step_s
     if problem.objective == "tpot":

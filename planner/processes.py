@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from threading import Thread
-from typing import Literal
+from typing import Literal, TypeVar
 
 LOOK_EVERY_S = 0.5
+Case = TypeVar("Case")
+Result = TypeVar("Result")
 
 
 def process_pool(count: int, *, start: Literal["fork", "spawn"]) -> ProcessPoolExecutor:
@@ -21,6 +24,14 @@ def process_pool(count: int, *, start: Literal["fork", "spawn"]) -> ProcessPoolE
     return ProcessPoolExecutor(
         count, mp_context=get_context(start), initializer=end_with_parent, initargs=(os.getpid(),)
     )
+
+
+def each(function: Callable[[Case], Result], cases: Sequence[Case], workers: int) -> list[Result]:
+    """``function`` of every case, in order, by at most so many forked processes."""
+    if workers < 2 or len(cases) < 2:
+        return [function(case) for case in cases]
+    with process_pool(min(workers, len(cases)), start="fork") as pool:
+        return list(pool.map(function, cases))
 
 
 def end_with_parent(parent: int) -> None:

@@ -168,6 +168,25 @@ class Digests(Record):
     profiles: dict[str, str]
 
 
+class Switching(Record):
+    """What it takes to go from bucket to bucket: GPUs that join, weights that stay. Costs are a request's, in ``unit``,
+    the mean over the workload; ``free_cost`` is every bucket's own best with activation free."""
+
+    activation_s: float = Field(ge=0, description="what a batch waits that is given GPUs the one before did not hold")
+    activation_tag: Tag = Field(default="assumed", description="nobody measured it, unless limits.activation_s was")
+    probability: float = Field(ge=0, le=1, description="of such a batch; batches come independently, by bucket share")
+    unit: str = Field(min_length=1)
+    switching_cost: float = Field(ge=0, description="of policy_cost, the activations")
+    policy_cost: float = Field(gt=0)
+    free_cost: float = Field(gt=0)
+    gap: float = Field(ge=0, lt=1, description="(policy_cost − free_cost) / policy_cost: what all together costs")
+    moved: tuple[str, ...] = Field(default=(), description="buckets whose placements are not their own best")
+    residents: tuple[RankBytes, ...] = Field(
+        description="every rank's bytes with the weights of all the policy's placements resident, and the largest "
+        "cache and activations of any"
+    )
+
+
 class Sources(Record):
     """Where each input was read: a preset's name or a path, as given."""
 
@@ -186,6 +205,9 @@ class Limits(Record):
     tpot_slo_s: float | None = Field(default=None, gt=0)
     slo_quantile: Literal["median", "p95"] = Field(
         default="median", description="which of the step's predicted values must meet its SLO"
+    )
+    activation_s: float | None = Field(
+        default=None, ge=0, description="as measured; None: a control message there and back over the longest way"
     )
     exactness: Exactness = Field(
         default="drops-possible",
@@ -208,6 +230,7 @@ class Allocation(Record):
     dtype: Annotated[str, AfterValidator(_known_dtype)]
     policy: tuple[Choice, ...] = Field(min_length=1)
     thresholds: tuple[Threshold, ...]
+    switching: Switching | None = Field(default=None, description="None: a file from before this was planned")
     sources: Sources
     digests: Digests
     assumptions: tuple[str, ...] = ()

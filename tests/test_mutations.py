@@ -57,6 +57,18 @@ FILE: list[tuple[tuple[Any, ...], Wrong]] = [
     (("thresholds", 1, "pool_tokens"), lambda random, value: int(random.integers(3, 2000))),
     (("thresholds", 0, "rule_tokens"), number),
 ]
+SWITCHING = [
+    *((("switching", name), number) for name in ("activation_s", "switching_cost", "policy_cost", "free_cost")),
+    (("switching", "probability"), lambda random, value: float(random.uniform(0.001, 1))),
+    (("switching", "gap"), lambda random, value: float(random.uniform(0.001, 0.999))),
+    (("switching", "activation_tag"), other("assumed", "measured", "fitted")),
+    (("switching", "unit"), other("s", "s a request", "s to the first token")),
+    (("switching", "moved"), lambda random, value: [*value, letters(random, "")]),
+    *((("switching", "residents", 0, name), number) for name in (
+        "rank", "weights_bytes", "kv_cache_bytes", "activations_bytes", "buffers_bytes", "capacity_bytes",
+        "headroom_bytes",
+    )),
+]  # fmt: skip
 STAGE = ("placement", "stages", 0)
 ENTRY: list[tuple[tuple[Any, ...], Wrong]] = [
     (("min_tokens",), number),
@@ -92,7 +104,7 @@ ENTRY: list[tuple[tuple[Any, ...], Wrong]] = [
     (("search", "lowered"), more),
     (("search", "gap"), lambda random, value: float(random.uniform(1, 100))),
 ]  # fmt: skip
-FIELDS = [*FILE, *((("policy", None, *path), wrong) for path, wrong in ENTRY)]
+FIELDS = [*FILE, *SWITCHING, *((("policy", None, *path), wrong) for path, wrong in ENTRY)]
 
 
 @pytest.mark.parametrize(("path", "wrong"), FIELDS, ids=[".".join(map(str, path)) for path, _ in FIELDS])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from planner.commands.output import ERR, say, table, to_terminal
@@ -38,6 +39,8 @@ def make(arguments: argparse.Namespace) -> int:
         exactness=arguments.exactness,
     )
     check_profile(arguments, problem)
+    limits = problem.limits.model_copy(update={"activation_s": arguments.activation})
+    problem = replace(problem, limits=limits)
     limit = None if arguments.exact else arguments.simulations or QUICK_SIMULATIONS
     allocation = make_problem(problem, limit=limit, workers=os.cpu_count() or 1)
     text = to_json(allocation)
@@ -93,6 +96,7 @@ def command_of(scenario: Scenario, arguments: argparse.Namespace) -> str:
         ("--base-gpus", scenario.base_gpus),
         ("--ttft-slo", arguments.ttft_slo),
         ("--tpot-slo", arguments.tpot_slo),
+        ("--activation", getattr(arguments, "activation", None)),
     ):
         if value is not None:
             words += [name, f"{value:g}"]
@@ -164,8 +168,13 @@ def threshold_lines(allocation: Allocation) -> list[str]:
             f"{threshold.phase}: the best placement uses a pool {ours}; a pool beats the base alone {pays}; "
             f"the documents' rule says from {threshold.rule_tokens:,}"
         )
-    tightest = min(
-        (rank for choice in allocation.policy for rank in choice.memory), key=lambda rank: rank.headroom_bytes
-    )
+    rows = [rank for choice in allocation.policy for rank in choice.memory]
+    rows += allocation.switching.residents if allocation.switching is not None else ()
+    tightest = min(rows, key=lambda rank: rank.headroom_bytes)
+    if allocation.switching is not None and allocation.switching.switching_cost > 0:
+        lines.append(
+            f"switching: {allocation.switching.probability:.0%} of batches wait "
+            f"{format_seconds(allocation.switching.activation_s)} for GPUs that the one before did not hold"
+        )
     lines.append(f"memory: rank {tightest.rank} is the tightest, with {format_bytes(tightest.headroom_bytes)} to spare")
     return lines

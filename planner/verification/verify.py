@@ -15,6 +15,7 @@ from pydantic import BaseModel
 
 from planner.verification.choice import Inputs, check_choice
 from planner.verification.memory import check_memory
+from planner.verification.switching import check_switching
 from simulator.allocation import Allocation, Choice
 from simulator.cluster import Cluster
 from simulator.model import Model
@@ -36,6 +37,7 @@ def verify(
         other = next((c for c in allocation.policy if (c.bucket, c.phase) == (choice.bucket, "decode")), choice)
         found.extend(f"{place}.{fault}" for fault in check_memory(inputs, choice, other))
     found.extend(_thresholds(allocation))
+    found.extend(check_switching(inputs))
     return tuple(found)
 
 
