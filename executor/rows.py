@@ -81,12 +81,12 @@ def columns_of(value: Tensor, held: Tile, wanted: Tile) -> Tensor:
 
 
 def take(value: Tensor, batch: Batch, source: Tile, target: Tile) -> Tensor:
-    """The part ``target`` of a value that holds ``source``; a view where its rows are one run."""
+    """The part ``target`` of a value that holds ``source``; a view where it is one run of whole rows."""
     value = columns_of(value, source, target)
     same_columns = replace(target, block=source.block)
     rows = contiguous_rows(batch, same_columns, target)
     if rows is not None:
-        return value[rows[0] : rows[1]]
+        return value[rows[0] : rows[1]].contiguous()
     taken = value.new_empty((num_tokens(target.block, batch), *value.shape[1:]))
     for piece in common_pieces(batch, source, target):
         place = rows_of(taken, piece.inner, piece.count, piece.length)
