@@ -17,6 +17,7 @@ from simulator.costs.cost import predict
 from simulator.costs.pricing import price
 from simulator.costs.work import kernels_of
 from simulator.errors import InfeasibleError
+from simulator.fold import Fold, UnfoldableError
 from simulator.kernel import Kernel
 from simulator.lowering import lower
 from simulator.memory import rank_memory
@@ -51,8 +52,11 @@ class Evaluated:
         return self.paths[0]
 
 
-def lower_for(problem: Problem, question: Question, placement: Placement, cache: Placement | None) -> Program:
-    return lower(problem.model, question.step, placement, nodes=question.nodes, dtype=problem.dtype, cache=cache)
+def lower_for(
+    problem: Problem, question: Question, placement: Placement, cache: Placement | None, fold: Fold | None = None
+) -> Program:
+    dtype, nodes = problem.dtype, question.nodes
+    return lower(problem.model, question.step, placement, nodes=nodes, dtype=dtype, cache=cache, fold=fold)
 
 
 def evaluate(problem: Problem, question: Question, placement: Placement, cache: Placement | None) -> Evaluated:
@@ -66,20 +70,36 @@ def evaluate(problem: Problem, question: Question, placement: Placement, cache: 
 def evaluate_until(
     problem: Problem, question: Question, placement: Placement, cache: Placement | None, deadline_s: float
 ) -> Evaluated | None:
-    """The same step time, with no more layers simulated than needed; None where it is above ``deadline_s``."""
+    """The same step time with as few ranks and layers simulated as it takes; None where it is above ``deadline_s``."""
     with collector_paused():
-        for shallow in shallow_versions(problem.model, placement, cache):
-            cut = replace(problem, model=shallow.model)
-            program = lower_for(cut, question, shallow.placement, shallow.cache)
-            timeline = _play(problem, replace(program, repeated=shallow.repeated()), deadline_s)
-            if timeline is None:
-                return None
-            period = period_ps(timeline, shallow.depth)
-            if period is not None:
-                whole_ps = timeline.makespan_ps + (shallow.layers - shallow.depth) * period
-                step_s = whole_ps / PICOSECONDS_PER_S
-                return _evaluated(placement, timeline, step_s) if step_s <= deadline_s else None
-        timeline = _play(problem, lower_for(problem, question, placement, cache), deadline_s)
+        for fold in (*problem.folds(placement, cache), None):
+            try:
+                return evaluate_folded(problem, question, placement, cache, fold, deadline_s)
+            except UnfoldableError:
+                continue
+    raise AssertionError("a program that is not folded is evaluated")
+
+
+def evaluate_folded(
+    problem: Problem,
+    question: Question,
+    placement: Placement,
+    cache: Placement | None,
+    fold: Fold | None,
+    deadline_s: float,
+) -> Evaluated | None:
+    for shallow in shallow_versions(problem.model, placement, cache):
+        cut = replace(problem, model=shallow.model)
+        program = lower_for(cut, question, shallow.placement, shallow.cache, fold)
+        timeline = _play(problem, replace(program, repeated=shallow.repeated()), deadline_s)
+        if timeline is None:
+            return None
+        period = period_ps(timeline, shallow.depth)
+        if period is not None:
+            whole_ps = timeline.makespan_ps + (shallow.layers - shallow.depth) * period
+            step_s = whole_ps / PICOSECONDS_PER_S
+            return _evaluated(placement, timeline, step_s) if step_s <= deadline_s else None
+    timeline = _play(problem, lower_for(problem, question, placement, cache, fold), deadline_s)
     return None if timeline is None else _evaluated(placement, timeline, timeline.duration_s)
 
 

@@ -66,7 +66,7 @@ def attending_ranks(question: Question, candidate: np.void) -> Groups:
         case Scheme.POOL | Scheme.JOINED:
             first = tensor if candidate["scheme"] == Scheme.POOL else 0
             num = heads * int(candidate["queries"]) * int(candidate["keys"])
-            return (_rail_aligned(order[first : first + num], heads),)
+            return (_rail_aligned(order[first : first + num], heads, tensor),)
         case Scheme.TWO_LEVEL:
             return (order[:tensor],)
         case _:
@@ -85,9 +85,17 @@ def _grid(question: Question, candidate: np.void, ranks: tuple[int, ...]) -> Att
     )
 
 
-def _rail_aligned(ranks: Sequence[int], heads: int) -> tuple[int, ...]:
-    """Head group i on every heads-th rank: with a head group a NIC, keys travel along one rail."""
-    return tuple(rank for group in range(heads) for rank in ranks[group::heads])
+def _rail_aligned(ranks: Sequence[int], heads: int, tensor: int) -> tuple[int, ...]:
+    """Each head group on the ranks, of every run of ``tensor``, that stand where the shards projecting its heads do:
+    keys travel along one rail, and base ranks that attend take heads of their own. Where groups and shards do not
+    nest, group i on every heads-th rank."""
+    if heads % tensor and (tensor % heads or len(ranks) % tensor):
+        group_of = [number % heads for number in range(len(ranks))]
+    elif heads > tensor:
+        group_of = [number % tensor * (heads // tensor) + number % heads // tensor for number in range(len(ranks))]
+    else:
+        group_of = [number % tensor * heads // tensor for number in range(len(ranks))]
+    return tuple(rank for group in range(heads) for rank, own in zip(ranks, group_of, strict=True) if own == group)
 
 
 def _stage(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,12 @@ from simulator import presets, profile
 from simulator.allocation import Exactness, Limits, Sources
 from simulator.cluster import Cluster
 from simulator.errors import ProfileError, SpecError
+from simulator.fabric.copies import copies_on
+from simulator.fabric.topology import Topology
+from simulator.fold import Fold, folds
 from simulator.memory import Footprint, footprint
 from simulator.model import Model
+from simulator.placement import Placement
 from simulator.profile import Profile
 from simulator.program import Program
 from simulator.scenario import Objective, Scenario
@@ -73,6 +77,24 @@ class Problem:
         while len(kept) > KEPT_FOOTPRINTS:
             kept.popitem(last=False)
         return kept[id(program)][1]
+
+    @cached_property
+    def _copies(self) -> dict[Fold, bool]:
+        return {}
+
+    @cached_property
+    def _topology(self) -> Topology:
+        return Topology(self.rates.cluster)
+
+    def folds(self, placement: Placement, cache: Placement | None) -> Iterator[Fold]:
+        """Ways to simulate a placement's like ranks once, that this cluster allows; the most saving first."""
+        if self.world.interference or any(gpu.kind != "gpu" for gpu in self.cluster.gpus):
+            return  # kernels then share what they run on
+        for fold in folds(self.model, (placement,) if cache is None else (placement, cache)):
+            if fold not in self._copies:
+                self._copies[fold] = copies_on(fold, self._topology) is not None
+            if self._copies[fold]:
+                yield fold
 
     def question(self, phase: Phase, bucket: Bucket) -> Question:
         """A bucket's planning question in one phase."""

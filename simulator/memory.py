@@ -16,6 +16,7 @@ from simulator.costs.work import LSE_BYTES, TOKEN_BYTES, contiguous_rows, local_
 from simulator.model import Model
 from simulator.tile import num_tokens
 from simulator.units import DTYPE_BYTES, MiB
+from simulator.weight_image import image_of
 
 CUDA_CONTEXT_BYTES = 512 * MiB  # assumed: driver context and loaded kernels of a process
 COLLECTIVE_BUFFER_BYTES = 392 * MiB  # NCCL's buffers for 8 GPUs; AIConfigurator 0.12 a100_sxm.yaml, misc.nccl_mem
@@ -54,15 +55,24 @@ class Footprint:
 
 
 def footprint(model: Model, program: p.Program) -> Footprint:
-    """Every rank's share, from its operations and caches."""
-    ranks: list[Share | None] = []
+    """Every rank's share, from its operations and caches; of a folded program from those of the rank it is like."""
+    ranks: list[Share | None] = [None] * len(program.ranks)
     for rank, operations in enumerate(program.ranks):
-        if not operations and not program.caches[rank]:
-            ranks.append(None)
-            continue
-        weights = frozenset(_alike(program, weight_slices(model, operations)))
-        ranks.append(Share(weights, cache_bytes(model, program, rank), peak_activation_bytes(program, rank)))
+        listed = program.fold is None or rank in program.fold.kept
+        if listed and (operations or program.caches[rank]):
+            weights = frozenset(_alike(program, weight_slices(model, operations)))
+            ranks[rank] = Share(weights, cache_bytes(model, program, rank), peak_activation_bytes(program, rank))
+    if program.fold is not None:
+        for rank, (block, kept) in program.fold.place.items():
+            ranks[rank] = _image(model, ranks[kept], block, program.fold.blocks)
     return Footprint(program.dtype, tuple(ranks))
+
+
+def _image(model: Model, share: Share | None, block: int, blocks: int) -> Share | None:
+    """What a rank of another block needs."""
+    if share is None or not block:
+        return share
+    return replace(share, weights=frozenset(image_of(model, weight, block, blocks) for weight in share.weights))
 
 
 def rank_memory(model: Model, footprints: Sequence[Footprint], gpus: Sequence[Gpu]) -> tuple[RankMemory, ...]:

@@ -139,11 +139,32 @@ def test_ping_pong_gives_the_base_feed_forward_work_while_the_pool_attends() -> 
     placement = pooled(model, 2, AttentionGrid(heads=(8,), query_blocks=2), micro_batches=2)
     program = lower(model, prefill_step(4, 32), placement, nodes=NODES, dtype="fp32")
     order = [(type(op).__name__, op.layer, op.micro_batch) for op in program.ranks[0]]
-    sent_for_second = max(i for i, op in enumerate(order) if op == ("Send", 0, 1))
+    sent_for_second = last_send_of_queries(program, layer=0, micro_batch=1)
     first_feed_forward = order.index(("Activation", 0, 0))
     next_layer_of_first = order.index(("Rope", 1, 0))
     second_feed_forward = order.index(("Activation", 0, 1))
     assert sent_for_second < first_feed_forward < next_layer_of_first < second_feed_forward
+
+
+def last_send_of_queries(program: p.Program, layer: int, micro_batch: int) -> int:
+    prefix = f"m{micro_batch}.l{layer}.q"
+    sends = [i for i, op in enumerate(program.ranks[0]) if isinstance(op, p.Send) and op.reads[0].startswith(prefix)]
+    return sends[-1]
+
+
+def test_what_only_the_cache_needs_goes_where_compute_waits_for_an_all_reduce() -> None:
+    model = tiny_model()
+    placement, cache = context_parallel(model, 2, 2), static(model, 2)
+    program = lower(model, prefill_step(1, 32), placement, nodes=NODES, dtype="fp32", cache=cache)
+    assert any(isinstance(op, p.Store) for op in program.ranks[0])
+    for rank in range(4):
+        layer = [op for op in program.ranks[rank] if op.layer == 0]
+        kinds = [type(op).__name__ for op in layer]
+        kept = [i for i, op in enumerate(layer) if any("kv.keep" in name for name in (*op.reads, *op.writes))]
+        attention_sum, feed_forward_sum = (i for i, kind in enumerate(kinds) if kind == "Collective")
+        first_add, second_add = (i for i, kind in enumerate(kinds) if kind == "Add")
+        assert "Store" not in kinds or feed_forward_sum < kinds.index("Store") < second_add
+        assert all(attention_sum < i < first_add or feed_forward_sum < i < second_add for i in kept)
 
 
 @settings(max_examples=60, deadline=None)
@@ -270,7 +291,7 @@ def test_ping_pong_assembles_the_pools_answer_after_the_other_micro_batch_is_sen
     program = lower(model, prefill_step(4, 32), placement, nodes=NODES, dtype="fp32")
     order = [(type(op).__name__, op.layer, op.micro_batch) for op in program.ranks[0]]
     first_answer = order.index(("Concat", 0, 0))
-    second_sent = max(i for i, op in enumerate(order) if op == ("Send", 0, 1))
+    second_sent = last_send_of_queries(program, layer=0, micro_batch=1)
     assert second_sent < first_answer
 
 

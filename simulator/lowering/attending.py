@@ -24,6 +24,8 @@ def attend(
 ) -> str:
     """Emit one attention operation; its lse, if wanted, is named ``<name>.lse``. ``head_dim`` 0: the model's."""
     model, name = context.model, where.name(what)
+    if not context.builder.keeps(attender.rank):
+        return name
     return context.builder.emit(
         attender.rank,
         p.Attention(

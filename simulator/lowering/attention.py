@@ -47,7 +47,7 @@ def attention(
         else:
             moved = send_keys(context, stage, where, keys, attenders)
             outputs, pieces = _attend_pieces(context, stage, where, attenders, q_names, moved)
-        store_prefill(context, where, keys, pieces, owners)
+        context.builder.spare(where, store_prefill(context, where, keys, pieces, owners))
     else:
         store_decode(context, where, keys, owners)
         rows = {owner.rank: owner.rows for owner in owners}
@@ -80,6 +80,10 @@ def _attend_pieces(
         for attender, need, keys in zip(attenders, piece.plan.needs, names, strict=True):
             if not keys and len(moved) > 1:
                 continue
+            name = "o" if len(moved) == 1 else f"o.p{number}"
+            if not context.builder.keeps(attender.rank):
+                partial[attender.rank].append(where.name(name))
+                continue
             segments = prefill_segments(
                 context.groups.batch,
                 attender.block,
@@ -88,7 +92,6 @@ def _attend_pieces(
                 causal=context.model.causal,
             )
             reads = (queries[attender.rank], keys) if keys else (queries[attender.rank],)
-            name = "o" if len(moved) == 1 else f"o.p{number}"
             partial[attender.rank].append(attend(context, where, attender, reads, segments, what=name, lse=lse))
     return [merged(context, where, attender, partial[attender.rank]) for attender in attenders], pieces
 

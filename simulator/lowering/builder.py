@@ -5,12 +5,16 @@ Names are unique on a rank: ``m{micro-batch}.l{layer}.{what}``. A layout says ho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
+from itertools import count
 from math import prod
 
 from simulator import program as p
 from simulator.costs.work import contiguous_rows
+from simulator.fold import Fold
+from simulator.lowering.alike import check_alike
 from simulator.lowering.redistribution import Holding, Plan
 from simulator.tile import Batch, Span, Tile, num_tokens
 from simulator.units import DTYPE_BYTES
@@ -75,20 +79,50 @@ class Moved:
 class Builder:
     """Mutable while lowering; ``ranks`` are the finished lists."""
 
-    def __init__(self, num_ranks: int, batch: Batch, dtype: str) -> None:
+    def __init__(self, num_ranks: int, batch: Batch, dtype: str, fold: Fold | None = None) -> None:
         self.ranks: list[list[p.Operation]] = [[] for _ in range(num_ranks)]
+        self.fold = fold
+        self.narrow = False
+        self._spare: dict[int, list[Iterator[None]]] = {}
+        self._alike: dict[int, Plan] = {}
         self.batch = batch
         self.dtype = dtype
-        self._tag = 0
+        self._tags = count(1)
 
     def emit(self, rank: int, operation: p.Operation) -> str:
-        """Append, and return the name of the first value written."""
-        self.ranks[rank].append(operation)
+        """Append, and return the name of the first value written. Ranks that others stand for have no lists."""
+        if self.keeps(rank):
+            self.ranks[rank].append(operation)
         return operation.writes[0] if operation.writes else ""
 
+    def keeps(self, rank: int) -> bool:
+        """Whether a rank's operations are written down: all ranks' but for those that a fold's block 0 stands for."""
+        return self.fold is None or rank in self.fold.kept
+
+    def narrowed(self) -> Builder:
+        """This builder, writing the same lists, for the plans of block 0 alone."""
+        other = copy(self)
+        other.narrow = True
+        return other
+
+    def spare(self, where: Where, work: Iterator[None]) -> None:
+        """Work that nothing waits for: a turn of it is emitted wherever its micro-batch's compute would wait."""
+        self._spare.setdefault(where.micro_batch, []).append(work)
+
+    def fill(self, micro_batch: int) -> None:
+        """Emit a turn of a micro-batch's spare work: called where an all-reduce has been issued."""
+        waiting = self._spare.pop(micro_batch, [])
+        left = [work for work in waiting if next(work, self) is None]
+        if left:
+            self._spare[micro_batch] = left
+
+    def finish(self, micro_batch: int) -> None:
+        """Emit all that is left of it."""
+        while micro_batch in self._spare:
+            self.fill(micro_batch)
+
     def next_tag(self) -> int:
-        self._tag += 1
-        return self._tag
+        return next(self._tags)
 
     def redistribute(
         self, plan: Plan, names: Sequence[str], layout: Layout, where: Where, what: str
@@ -102,8 +136,14 @@ class Builder:
     def move(self, plan: Plan, names: Sequence[str], layout: Layout, where: Where, what: str) -> Moved:
         """Emit a plan's sends and receives. Contiguous rows go straight out of the value that holds them."""
         moved = Moved(plan, list(names), layout, where, what)
+        if self.fold is not None and not self.narrow and id(plan) not in self._alike:
+            check_alike(plan, self.fold)
+            self._alike[id(plan)] = plan
         for number, move in enumerate(plan.moves):
             holding = plan.holdings[move.source]
+            if not self.keeps(move.to):
+                moved.values.append(where.name(f"{what}.{number}"))
+                continue
             rows = contiguous_rows(self.batch, holding.tile, move.part) if move.part != holding.tile else None
             value = moved.values[move.source] if rows else self._part(moved, move.source, move.part)
             moved.values.append(self._send(moved, holding.rank, value, rows, number))
@@ -113,6 +153,9 @@ class Builder:
         """Emit the slices and concats that make every need's value from its parts."""
         results = []
         for index, parts in enumerate(moved.plan.parts):
+            if not self.keeps(moved.plan.needs[index].rank):
+                results.append(moved.what if parts else "")
+                continue
             taken = [self._part(moved, source, part) for source, part in parts]
             results.append("" if not taken else taken[0] if len(taken) == 1 else self._concat(moved, index, taken))
         return tuple(results)
@@ -150,6 +193,8 @@ class Builder:
 
     def message(self, message: Message, shape: tuple[int, ...], dtype: str, where: Where, what: str) -> str:
         """Emit a send and its receive; returns the name of the value received."""
+        if not self.keeps(message.to):
+            return where.name(what)
         num_bytes, tag = DTYPE_BYTES[dtype] * prod(shape), self.next_tag()
         self.emit(
             message.source,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from simulator import program as p
@@ -15,24 +16,30 @@ from simulator.tile import Tile, intersect, is_empty
 
 def store_prefill(
     context: Context, where: Where, keys: Values, pieces: list[Values], owners: tuple[CacheOwner, ...]
-) -> None:
-    """Cache owners keep their shard: of the keys they attended to if those cover it, else from whoever has it."""
+) -> Iterator[None]:
+    """Cache owners keep their shard: of the keys they attended to if those cover it, else from whoever has it.
+
+    Nothing of the step waits for it, so it is spare work: first what is fetched is sent, next all is stored.
+    """
     shards = tuple(of_micro_batch(context, where, owner) for owner in owners)
     received = [
         (holding, name) for piece in pieces for holding, name in zip(piece.holdings, piece.names, strict=True) if name
     ]
-    missing = []
+    covered, missing = [], []
     for shard in shards:
         covering = [pair for pair in received if pair[0].rank == shard.rank and _covers(pair[0].tile, shard.tile)]
         if covering and not is_empty(shard.tile.block):
-            store(context, where, shard, covering[0][0].tile, covering[0][1])
+            covered.append((shard, *covering[0]))
         elif not is_empty(shard.tile.block):
             missing.append(shard)
     held = (*keys.holdings, *(holding for holding, _ in received))
     names = (*keys.names, *(name for _, name in received))
     moves = plan(held, tuple(missing), context.nodes, "direct", 1)
-    fetched = context.builder.redistribute(moves, names, kv_layout(context), where, "kv.keep")
-    for shard, name in zip(missing, fetched, strict=True):
+    moved = context.builder.move(moves, names, kv_layout(context), where, "kv.keep")
+    yield
+    for shard, holding, name in covered:
+        store(context, where, shard, holding.tile, name)
+    for shard, name in zip(missing, context.builder.assemble(moved), strict=True):
         store(context, where, shard, shard.tile, name)
 
 
@@ -58,6 +65,8 @@ def _covers(outer: Tile, inner: Tile) -> bool:
 
 def store(context: Context, where: Where, shard: Holding, source: Tile, value: str, *, head_dim: int = 0) -> None:
     """Emit the store; ``head_dim`` 0: the model's."""
+    if not context.builder.keeps(shard.rank):
+        return
     context.builder.emit(
         shard.rank,
         p.Store(

@@ -75,6 +75,8 @@ def cells_of(context: Context, stage: Stage, micro_batch: int) -> tuple[Cell, ..
     block = context.groups.select(context.groups.everything, micro_batch=micro_batch)
     found = []
     for number, rank in enumerate(stage.attention_ranks):
+        if not context.wants(rank):
+            continue
         head, _, _, index = stage.grid.coordinates(number)
         found.append(Cell(Attender(rank, heads[head], block, 0), index))
     return () if is_empty(block) else tuple(found)

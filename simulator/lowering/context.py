@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Generator, Iterator
+from dataclasses import dataclass, replace
 
 from simulator import program as p
 from simulator.cache_layout import head_spans
@@ -23,6 +23,13 @@ class Residual:
     names: dict[int, str]
     blocks: dict[int, Block]
 
+    def of(self, ranks: Collection[int]) -> Residual:
+        """Of some of the ranks."""
+        return Residual(
+            {rank: name for rank, name in self.names.items() if rank in ranks},
+            {rank: block for rank, block in self.blocks.items() if rank in ranks},
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Context:
@@ -35,6 +42,18 @@ class Context:
     nodes: tuple[int, ...]
     dtype: str
     phase: Phase
+
+    def narrowed(self) -> Context:
+        """For the ranks that have lists alone, once their moves are known to be the other blocks' too."""
+        return replace(self, builder=self.builder.narrowed())
+
+    @property
+    def narrow(self) -> bool:
+        return self.builder.narrow
+
+    def wants(self, rank: int) -> bool:
+        """Whether a rank's share is worked out."""
+        return not self.builder.narrow or self.builder.keeps(rank)
 
     def cuts(self, total: int, parts: int) -> tuple[Span, ...]:
         """[0, total) in ``parts`` even ranges."""
@@ -57,6 +76,8 @@ class Context:
         blocks = self.token_blocks(stage.token_replicas, attending=stage.joined)
         for index, rank in enumerate(stage.feed_forward_ranks):
             replica, shard = divmod(index, stage.tensor_degree)
+            if not self.wants(rank):
+                continue
             block = self.groups.select(blocks[replica], micro_batch=micro_batch)
             if not is_empty(block):
                 yield rank, shard, block
@@ -74,6 +95,8 @@ class Context:
         return [group for group in groups if group[0] in names]
 
     def norm(self, rank: int, where: Where, value: str, weight: str, tokens: int) -> str:
+        if not self.builder.keeps(rank):
+            return value
         return self.builder.emit(
             rank,
             p.Norm(
@@ -99,6 +122,8 @@ class Context:
         *,
         bias: bool = False,
     ) -> str:
+        if not self.builder.keeps(rank):
+            return value
         return self.builder.emit(
             rank,
             p.Linear(
@@ -113,6 +138,8 @@ class Context:
         )
 
     def add(self, rank: int, where: Where, left: str, right: str, what: str, tokens: int) -> str:
+        if not self.builder.keeps(rank):
+            return left
         return self.builder.emit(
             rank,
             p.Add(
@@ -141,6 +168,10 @@ class Context:
         size = shape[0] * shape[1] * DTYPE_BYTES[self.dtype] * (len(ranks) if kind == "all_gather" else 1)
         result = {}
         for rank in ranks:
+            if not self.builder.keeps(rank):
+                if not self.narrow:
+                    result[rank] = names[rank]
+                continue
             result[rank] = self.builder.emit(
                 rank,
                 p.Collective(
@@ -165,10 +196,12 @@ class Context:
     ) -> Generator[str, None, dict[int, str]]:
         """Sum the tensor shards' partial hidden values; a pause if anything was issued."""
         if stage.tensor_degree == 1:
+            self.builder.fill(where.micro_batch)
             return names
         result: dict[int, str] = {}
         for ranks in self.tensor_groups(stage, names):
             shape = (self.count(blocks[ranks[0]]), self.model.hidden_size)
             result |= self.collective("all_reduce", ranks, where, names, f"{what}.sum", shape)
+        self.builder.fill(where.micro_batch)
         yield "reduce"
         return result

@@ -64,6 +64,8 @@ def project(
 
 def _rope(context: Context, where: Where, projector: Projector, packed: str, kv_heads: Span) -> None:
     model = context.model
+    if not context.builder.keeps(projector.rank):
+        return
     context.builder.emit(
         projector.rank,
         p.Rope(

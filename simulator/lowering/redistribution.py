@@ -53,11 +53,20 @@ class Plan:
 class _Draft:
     holdings: list[Holding]
     moves: list[Move] = field(default_factory=list)
+    led: dict[int, int] = field(default_factory=dict)
 
     def move(self, source: int, part: Tile, to: int) -> int:
         self.moves.append(Move(source, part, to))
         self.holdings.append(Holding(to, part))
         return len(self.holdings) - 1
+
+    def leader(self, needs: tuple[Holding, ...], group: list[tuple[int, Tile]]) -> int:
+        """The rank of a node that receives a copy for ``group``: another one for each source of the same receivers.
+
+        Counted from the last: under a causal mask the last ranks need every piece, so leaders stay the same."""
+        last = needs[group[-1][0]].rank
+        turn = self.led[last] = self.led.get(last, -1) + 1
+        return needs[group[-1 - turn % len(group)][0]].rank
 
 
 @lru_cache(maxsize=4096)
@@ -69,7 +78,8 @@ def plan(
     chunks: int,
 ) -> Plan:
     """Moves that give every need its tile. ``nodes[rank]`` is a rank's node."""
-    wanted = [_sources(held, need, index, nodes) for index, need in enumerate(needs)]
+    turns, asked = _turns(held), [number for number, _ in _turns(needs, by_columns=True)]
+    wanted = [_sources(held, need, turn, nodes, turns) for turn, need in zip(asked, needs, strict=True)]
     draft = _Draft(list(held))
     parts: list[list[tuple[int, Tile]]] = [[] for _ in needs]
     remote: dict[tuple[int, int], list[tuple[int, Tile]]] = {}
@@ -85,22 +95,35 @@ def plan(
         _chain(draft, parts, needs, remote, chunks)
     else:
         for (source, _), receivers in remote.items():
-            _fan_out(draft, parts, needs, source, source, receivers)
+            _fan_out(draft, parts, needs, source, receivers)
     return Plan(needs, tuple(draft.holdings), tuple(draft.moves), tuple(tuple(part) for part in parts))
 
 
+def _turns(held: tuple[Holding, ...], *, by_columns: bool = False) -> list[tuple[int, int]]:
+    """Of every holding: its number among those of the same tile (or columns of it), and how many they are."""
+    alike: dict[object, list[int]] = {}
+    for index, holding in enumerate(held):
+        tile = holding.tile
+        alike.setdefault((tile.columns, tile.dims) if by_columns else tile, []).append(index)
+    turns = [(0, 1)] * len(held)
+    for indices in alike.values():
+        for number, index in enumerate(indices):
+            turns[index] = number, len(indices)
+    return turns
+
+
 def _sources(
-    held: tuple[Holding, ...], need: Holding, turn: int, nodes: tuple[int, ...]
+    held: tuple[Holding, ...], need: Holding, turn: int, nodes: tuple[int, ...], turns: Sequence[tuple[int, int]]
 ) -> tuple[tuple[int, Tile], ...]:
-    """Which holding gives which part of ``need``: itself, its node, then round-robin from ``turn``."""
-    order = sorted(
-        range(len(held)),
-        key=lambda i: (
-            held[i].rank != need.rank,
-            nodes[held[i].rank] != nodes[need.rank],
-            (i - turn) % len(held),
-        ),
-    )
+    """Which holding gives which part of ``need``: itself, its node, then of those that hold the same in turn."""
+
+    def preference(i: int) -> tuple[int, int, int]:
+        if held[i].rank == need.rank:
+            return 0, 0, i
+        number, count = turns[i]
+        return (2 if nodes[held[i].rank] != nodes[need.rank] else 1), (number - turn) % count, i
+
+    order = sorted(range(len(held)), key=preference)
     found: list[tuple[int, Tile]] = []
     missing = [need.tile]
     for index in order:
@@ -152,7 +175,6 @@ def _fan_out(
     parts: list[list[tuple[int, Tile]]],
     needs: tuple[Holding, ...],
     source: int,
-    turn: int,
     receivers: list[tuple[int, Tile]],
 ) -> None:
     """One copy of everything a node's receivers need to a leader (another for each source), then to the others."""
@@ -161,7 +183,7 @@ def _fan_out(
             index, part = group[0]
             parts[index].append((draft.move(source, part, needs[index].rank), part))
             continue
-        leader = _leader(needs, group, turn)
+        leader = draft.leader(needs, group)
         copy = draft.move(source, _union(group), leader)
         _deliver(draft, parts, needs, copy, leader, group)
 
@@ -196,8 +218,9 @@ def _chain(
     for (source, columns, dims), groups in chains.items():
         groups.sort(key=lambda group: (-_size(_union(group)), -group[0][0]))
         everything = union([_union(group).block for group in groups])
+        hops = [(draft.leader(needs, group), group) for group in groups]
         for piece in split_block(everything, chunks):
-            _chain_piece(draft, parts, needs, source, Tile(columns, piece, dims), groups)
+            _chain_piece(draft, parts, needs, source, Tile(columns, piece, dims), hops)
 
 
 def _chain_piece(
@@ -206,26 +229,20 @@ def _chain_piece(
     needs: tuple[Holding, ...],
     source: int,
     piece: Tile,
-    groups: list[list[tuple[int, Tile]]],
+    hops: list[tuple[int, list[tuple[int, Tile]]]],
 ) -> None:
     copy = source
-    for hop in range(len(groups)):
-        onward = replace(piece, block=intersect(piece.block, union([_union(g).block for g in groups[hop:]])))
+    for number, (leader, receivers) in enumerate(hops):
+        onward = replace(piece, block=intersect(piece.block, union([_union(g).block for _, g in hops[number:]])))
         if is_empty(onward.block):
             return
         group = [
             (index, replace(piece, block=intersect(piece.block, part.block)))
-            for index, part in groups[hop]
+            for index, part in receivers
             if not is_empty(intersect(piece.block, part.block))
         ]
-        leader = _leader(needs, groups[hop], source)
         copy = draft.move(copy, onward, leader)
         _deliver(draft, parts, needs, copy, leader, group)
-
-
-def _leader(needs: tuple[Holding, ...], group: list[tuple[int, Tile]], turn: int) -> int:
-    """Counted from the last: under a causal mask the last ranks need every piece, so leaders stay the same."""
-    return needs[group[-1 - turn % len(group)][0]].rank
 
 
 def _size(tile: Tile) -> int:

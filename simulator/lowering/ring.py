@@ -100,6 +100,8 @@ def _attend(
     context: Context, where: Where, member: Attender, block: Attender, reads: tuple[str, ...], step: int
 ) -> str | None:
     """Attention of a rank's queries on the block at hand, or None if all of it is masked."""
+    if not context.builder.keeps(member.rank):
+        return where.name(f"o.r{step}")
     segments = ring_segments(context.groups.batch, member.block, block.block, causal=context.model.causal)
     if not any(chunk.kv_stop for segment in segments for chunk in segment.chunks):
         return None

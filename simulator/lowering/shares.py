@@ -49,6 +49,8 @@ def attending_ranks(context: Context, stage: Stage, micro_batch: int) -> tuple[A
     blocks = context.token_blocks(stage.grid.query_blocks)
     found = []
     for index, rank in enumerate(stage.attention_ranks):
+        if not context.wants(rank):
+            continue
         head, query, kv, _ = stage.grid.coordinates(index)
         block = context.groups.select(blocks[query], micro_batch=micro_batch)
         if not is_empty(block):

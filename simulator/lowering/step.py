@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from simulator import program as p
 from simulator.cache_layout import CacheOwner, cache_owners
 from simulator.errors import InfeasibleError
+from simulator.fold import Fold
 from simulator.groups import Groups, split_batch
 from simulator.lowering.attention import attention
 from simulator.lowering.builder import Builder, Where
 from simulator.lowering.cells import check_dim_slices, slice_owners
-from simulator.lowering.context import Context
+from simulator.lowering.context import Context, Residual
 from simulator.lowering.ends import embed, hand_over, head, return_tokens
 from simulator.lowering.feed_forward import feed_forward
 from simulator.lowering.redistribution import Holding
@@ -32,11 +33,13 @@ def lower(
     nodes: Sequence[int],
     dtype: str = "bf16",
     cache: Placement | None = None,
+    fold: Fold | None = None,
 ) -> p.Program:
     """The program of ``step``. ``nodes[rank]`` is a rank's node; there are ``len(nodes)`` ranks.
 
     ``cache``: the placement that will decode, so that prefill leaves the KV cache where it will be read
-    (None: where this placement itself would decode). Raises InfeasibleError where the placement does not fit.
+    (None: where this placement itself would decode). ``fold``: lists for its block 0 alone (of ``folds`` of the model
+    and both placements). Raises InfeasibleError where the placement does not fit, UnfoldableError where blocks differ.
     """
     decoder = placement if cache is None else cache
     for candidate in {placement.name: placement, decoder.name: decoder}.values():
@@ -45,7 +48,7 @@ def lower(
     if step.phase == "prefill" and any(group.past for group in step.batch):
         raise InfeasibleError("prefill on top of cached tokens is not modelled; give sequences with past = 0")
     groups = split_batch(step, parts=decode_parts(decoder), micro_batches=placement.micro_batches)
-    builder = Builder(len(nodes), groups.batch, dtype)
+    builder = Builder(len(nodes), groups.batch, dtype, fold)
     context = Context(model, placement, groups, builder, tuple(nodes), dtype, step.phase)
     owners = {
         layer: shares
@@ -62,6 +65,7 @@ def lower(
         tuple(tuple(operations) for operations in builder.ranks),
         _caches(len(nodes), owners),
         tuple(following.get(rank, "") for rank in range(len(nodes))),
+        fold=fold,
     )
 
 
@@ -125,10 +129,22 @@ def _micro_batch(context: Context, index: int, owners: Owners, sampled: list[tup
         if number:
             residual = hand_over(context, number, index, residual)
         for layer in range(stage.first_layer, stage.last_layer):
-            where = Where(layer, index)
-            residual = yield from attention(context, stage, where, residual, owners[layer])
-            residual = yield from feed_forward(context, stage, where, residual)
+            residual = yield from _layer(context, stage, Where(layer, index), residual, owners[layer])
+        context.builder.finish(index)
     sampled.extend((yield from head(context, index, residual)))
+
+
+def _layer(
+    context: Context, stage: Stage, where: Where, residual: Residual, owners: tuple[CacheOwner, ...]
+) -> Generator[str, None, Residual]:
+    """One layer. Folded, the first of its kind shows that all blocks do alike; the others are worked out for one."""
+    layers, fold, mine = context.model.layers, context.builder.fold, residual
+    if fold is not None and layers.index(layers[where.layer]) < where.layer:
+        context, mine = context.narrowed(), residual.of(fold.kept)
+        owners = tuple(owner for owner in owners if owner.rank in fold.kept)
+    middle = yield from attention(context, stage, where, mine, owners)
+    after = yield from feed_forward(context, stage, where, middle)
+    return Residual(residual.names | after.names, residual.blocks) if context.narrow else after
 
 
 def _schedule(context: Context, micro_batches: list[Iterator[str]]) -> None:
