@@ -13,7 +13,7 @@ from torch import Tensor
 
 from executor.rows import columns_of, common_pieces, rows_of
 from simulator.errors import ExecutionError
-from simulator.program import Store
+from simulator.program import Recall, Store
 from simulator.tile import Tile
 
 MIN_CAPACITY = 16
@@ -52,6 +52,16 @@ class Cache:
             place = layer.buffer[piece.sequence : last, start : start + piece.length]
             place.copy_(rows_of(kv, piece.outer, piece.count, piece.length))
         self._lengthen(operation)
+
+    def recall(self, operation: Recall) -> Tensor:
+        """[T, 2, kv_heads, head_dim]: the rows of ``target``, of the rows of ``source`` that are held."""
+        buffer = self.layers[operation.layer].buffer
+        kv = buffer.new_empty((operation.num_tokens, *buffer.shape[2:]))
+        for piece in common_pieces(operation.batch, operation.source, operation.target):
+            last, start = piece.sequence + piece.count, piece.outer[2]
+            held = buffer[piece.sequence : last, start : start + piece.length]
+            rows_of(kv, piece.inner, piece.count, piece.length).copy_(held)
+        return kv
 
     def _lengthen(self, operation: Store) -> None:
         sequence = 0

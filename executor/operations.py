@@ -70,6 +70,8 @@ def compute(operation: p.Compute, reads: Sequence[Value], rank: Rank) -> tuple[V
         case p.Store(), (Tensor() as kv, *_):
             rank.cache.store(operation, kv)
             return ()
+        case p.Recall(), _:
+            return (rank.cache.recall(operation),)
         case p.Slice(), (Tensor() as x,):
             return (take(x, operation.batch, operation.source, operation.target),)
         case p.Concat(), parts:

@@ -77,6 +77,17 @@ class Store(BaseOperation):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Recall(BaseOperation):
+    """cache.L of this rank, whose rows are those of ``source`` → kv, the rows of ``target``: a copy."""
+
+    batch: Batch
+    source: Tile
+    target: Tile
+    num_tokens: int
+    head_dim: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Attention(BaseOperation):
     """q and (kv or cache.L) → o, or o and lse when its result will be merged.
 

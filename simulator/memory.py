@@ -236,6 +236,8 @@ def _output_elements(operation: p.Operation) -> int:
             return tokens * width
         case p.Attention(num_tokens=tokens, heads=heads, head_dim=head_dim, value_dim=value_dim):
             return tokens * (heads[1] - heads[0]) * (value_dim or head_dim)
+        case p.Recall(num_tokens=tokens, target=target, head_dim=head_dim):
+            return tokens * 2 * target.num_columns * head_dim
         case p.Scores(num_scores=num_scores):
             return num_scores
         case p.WeighValues(num_tokens=tokens, heads=heads, head_dim=head_dim):

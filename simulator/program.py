@@ -22,6 +22,7 @@ from simulator.attention_operations import Attention as Attention
 from simulator.attention_operations import BaseOperation
 from simulator.attention_operations import Chunk as Chunk
 from simulator.attention_operations import MergeAttention as MergeAttention
+from simulator.attention_operations import Recall as Recall
 from simulator.attention_operations import Rope as Rope
 from simulator.attention_operations import Scores as Scores
 from simulator.attention_operations import Segment as Segment
@@ -224,6 +225,7 @@ Compute = (
     | Linear
     | Rope
     | Store
+    | Recall
     | Attention
     | Scores
     | WeighValues

@@ -146,12 +146,13 @@ def _take(spans: tuple[Span, ...], low: int, high: int) -> tuple[Span, ...]:
     return tuple(taken)
 
 
-def query_cuts(num: int, parts: int, rule: BlockRule, *, causal: bool) -> tuple[tuple[Span, ...], ...]:
+def query_cuts(num: int, parts: int, rule: BlockRule, *, causal: bool, past: int = 0) -> tuple[tuple[Span, ...], ...]:
     """Positions [0, num) in ``parts`` blocks; one tuple of spans a block (empty if num < parts).
 
     contiguous: the documents' b = ceil(n/p); causal work is then up to 2 − 1/p times the mean.
     zigzag: 2p chunks, block i takes chunks p−1−i and p+i, so every pair sums to the same work.
-    sqrt: contiguous cuts t_i = n·sqrt(i/p): causal work grows with t², so every block has n²/2p of it.
+    sqrt: contiguous cuts t_i = n·sqrt(i/p): causal work grows with t², so every block has n²/2p of it. On top of c
+    cached tokens work grows with (c+t)² − c²: t_i = sqrt(c² + i/p·((c+n)² − c²)) − c.
     Without a causal mask work is even already and sqrt and zigzag become even contiguous cuts.
     """
     if rule == "contiguous":
@@ -160,7 +161,8 @@ def query_cuts(num: int, parts: int, rule: BlockRule, *, causal: bool) -> tuple[
     elif not causal:
         edges = [index * num // parts for index in range(parts + 1)]
     elif rule == "sqrt":
-        edges = [round(num * (index / parts) ** 0.5) for index in range(parts + 1)]
+        whole = (past + num) ** 2 - past**2
+        edges = [round((past**2 + index / parts * whole) ** 0.5 - past) for index in range(parts + 1)]
     else:
         chunk = [index * num // (2 * parts) for index in range(2 * parts + 1)]
         pairs = [(parts - 1 - index, parts + index) for index in range(parts)]
@@ -172,7 +174,7 @@ def query_cuts(num: int, parts: int, rule: BlockRule, *, causal: bool) -> tuple[
 
 def query_blocks(batch: Batch, parts: int, rule: BlockRule, *, causal: bool) -> tuple[Block, ...]:
     """A step's new tokens in ``parts`` blocks, each sequence cut by the same rule."""
-    cuts = [query_cuts(group.new, parts, rule, causal=causal) for group in batch]
+    cuts = [query_cuts(group.new, parts, rule, causal=causal, past=group.past) for group in batch]
     return tuple(
         tuple(
             tuple((group.past + start, group.past + stop) for start, stop in cut[index])

@@ -30,7 +30,8 @@ class Case:
 
     def times(self, factor: int) -> Case:
         """The same sequences, each ``factor`` times as long (decode: with so many times the tokens cached)."""
-        batch = tuple(Sequences(s.count, factor * s.past, s.new if s.past else factor * s.new) for s in self.step.batch)
+        new = factor if self.step.phase == "prefill" else 1
+        batch = tuple(Sequences(s.count, factor * s.past, new * s.new) for s in self.step.batch)
         return Case(self.model, Step(self.step.phase, batch), self.placement)
 
 
@@ -82,13 +83,18 @@ def _placement(draw: st.DrawFn, model: Model, phase: Phase) -> Placement:
 
 @st.composite
 def cases(draw: st.DrawFn, *, causal: bool | None = None) -> Case:
-    """Prefill of a ragged batch, or decoding of as many sequences as any placement needs."""
+    """Prefill of a ragged batch, perhaps on top of cached tokens, or decoding of as many sequences as any placement
+    needs."""
     phase = draw(st.sampled_from(["prefill", "decode"]))
     model = draw(models(causal=causal))
     placement = draw(_placement(model, phase))
     lengths = draw(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 40)), min_size=1, max_size=3))
     if phase == "prefill":
-        batch = tuple(Sequences(count + 3, 0, tokens) for count, tokens in lengths)
+        empty = placement.kv_ring or placement.stages[0].grid.dim_slices > 1
+        cached = draw(st.lists(st.just(0) if empty else st.sampled_from([0, 0, 1, 7, 30]), min_size=3, max_size=3))
+        batch = tuple(
+            Sequences(count + 3, past, tokens) for (count, tokens), past in zip(lengths, cached, strict=False)
+        )
     else:
         batch = tuple(Sequences(count + 3, tokens, 1) for count, tokens in lengths)
     return Case(model, Step(phase, batch), placement)

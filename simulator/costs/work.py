@@ -51,7 +51,10 @@ def memory_traffic(operation: p.Compute, size: int) -> tuple[str, int]:
             return "norm", 2 * tokens * width * size
         case p.Rope(num_tokens=tokens, heads=heads, kv_heads=kv_heads, head_dim=head_dim):
             return "rope", 2 * tokens * (heads + 2 * kv_heads) * head_dim * size
-        case p.Store(num_tokens=tokens, target=target, head_dim=head_dim):
+        case (
+            p.Store(num_tokens=tokens, target=target, head_dim=head_dim)
+            | p.Recall(num_tokens=tokens, target=target, head_dim=head_dim)
+        ):
             return "copy", 2 * tokens * 2 * target.num_columns * head_dim * size
         case p.MergeAttention(num_tokens=tokens, heads=heads, head_dim=head_dim, parts=parts):
             return "merge", tokens * heads * ((parts + 1) * head_dim * size + parts * LSE_BYTES)

@@ -9,7 +9,7 @@ the schedule, and all there is to overlap:
     several stages     micro-batch after micro-batch, so the pipeline fills
 
 A feed-forward of layer l depends on the same micro-batch's attention of layer l: with one micro-batch nothing overlaps.
-Not lowered: prefill on top of cached tokens; decoding with two-level ``gather_qk``.
+Not lowered: prefill on top of cached tokens by a ring or in dimension slices; decoding with two-level ``gather_qk``.
 """
 
 from simulator.lowering.step import check, decode_parts, lower

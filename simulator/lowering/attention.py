@@ -1,6 +1,6 @@
 """Attention of one layer: projections, the way to the attention ranks, attention itself, and the way back.
 
-    projecting ranks   Norm · Linear qkv[their heads] · Rope
+    projecting ranks   Norm · Linear qkv[their heads] · Rope   (cached keys: Recall, where they are kept)
     redistribution     q tile (heads of the group × query block), kv tile (their KV heads × visible keys)
     attention ranks    Store their cache shard · Attention · (lse if KV is split)
     redistribution     o tile → the ranks that multiply W_O; MergeAttention there if KV is split
@@ -24,6 +24,7 @@ from simulator.lowering.chunks import decode_segments, prefill_segments
 from simulator.lowering.context import Context, Residual
 from simulator.lowering.inputs import Values, project, send_keys, spread_queries, to_projectors
 from simulator.lowering.outputs import collect, project_out, send_outputs
+from simulator.lowering.prefix import with_cached
 from simulator.lowering.ring import ring
 from simulator.lowering.shares import Attender, attending_ranks, projecting_ranks
 from simulator.lowering.two_level import two_level
@@ -42,6 +43,7 @@ def attention(
     attenders = attending_ranks(context, stage, where.micro_batch)
     q_names = spread_queries(context, where, queries, attenders)
     if context.phase == "prefill":
+        keys = with_cached(context, where, keys, owners)
         if context.placement.kv_ring and not context.model.layers[where.layer].window:
             outputs, pieces = ring(context, where, keys, q_names, attenders)
         else:

@@ -15,6 +15,7 @@ from simulator.lowering.cells import check_dim_slices, slice_owners
 from simulator.lowering.context import Context, Residual
 from simulator.lowering.ends import embed, hand_over, head, return_tokens
 from simulator.lowering.feed_forward import feed_forward
+from simulator.lowering.prefix import check_prefix
 from simulator.lowering.redistribution import Holding
 from simulator.lowering.ring import check_ring
 from simulator.model import Model
@@ -45,8 +46,7 @@ def lower(
     for candidate in {placement.name: placement, decoder.name: decoder}.values():
         check(model, candidate, len(nodes))
     check_phase(placement, decoder, step.phase)
-    if step.phase == "prefill" and any(group.past for group in step.batch):
-        raise InfeasibleError("prefill on top of cached tokens is not modelled; give sequences with past = 0")
+    check_prefix(placement, step)
     groups = split_batch(step, parts=decode_parts(decoder), micro_batches=placement.micro_batches)
     builder = Builder(len(nodes), groups.batch, dtype, fold)
     context = Context(model, placement, groups, builder, tuple(nodes), dtype, step.phase)
