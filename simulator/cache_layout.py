@@ -54,8 +54,9 @@ def cache_owners(model: Model, stage: Stage, groups: Groups, phase: Phase) -> tu
         block: Block = groups.select(tuple(span for span, _ in stored), part=part)
         mine = [part is None or groups.part[i] == part for i in range(len(groups.batch))]
         rows = tuple(count if here else 0 for (_, count), here in zip(stored, mine, strict=True))
-        held = tuple(_held(group, kv, stage.grid.kv_blocks) for group in groups.batch)
-        before = groups.select(held, part=part) if phase == "prefill" else ()
+        before: Block = ()
+        if phase == "prefill" and any(group.past for group in groups.batch):
+            before = groups.select(tuple(_held(g, kv, stage.grid.kv_blocks) for g in groups.batch), part=part)
         tile = Tile(cover(spans[head], model.heads_per_kv_head), block)
         owners.append(CacheOwner(rank, tile, rows, before=before))
     return tuple(owners)

@@ -34,6 +34,8 @@ def check_prefix(placement: Placement, step: Step) -> None:
 
 def with_cached(context: Context, where: Where, keys: Values, owners: tuple[CacheOwner, ...]) -> Values:
     """``keys`` and, of the cached ones, those that new tokens see."""
+    if not any(group.past for group in context.groups.batch):
+        return keys
     held, names = list(keys.holdings), list(keys.names)
     seen = _seen(context, where)
     for owner in owners:
