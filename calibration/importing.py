@@ -16,6 +16,7 @@ import numpy as np
 from calibration.fit import FitOptions, fit_profile
 from calibration.importers import aiconfigurator, nccl_tests, vidur
 from calibration.importers.collective_row import CollectiveRow
+from calibration.importers.engine_all_reduce import load_all_reduce
 from calibration.presets import FRAMEWORK, GPU_NAMES, SYSTEMS
 from calibration.rows import TimedRow
 from simulator.cluster import Gpu
@@ -23,7 +24,7 @@ from simulator.errors import SpecError
 from simulator.formats.table import read_lines
 from simulator.profile import Profile, SendRecv, load_profile
 
-SOURCES = ("aiconfigurator", "nccl-tests", "vidur")
+SOURCES = ("aiconfigurator", "engine-all-reduce", "nccl-tests", "vidur")
 CURVE_KINDS = frozenset({"all_reduce", "all_gather", "reduce_scatter", "all_to_all"})
 
 
@@ -33,6 +34,8 @@ def imported_profile(
     """A profile of ``system`` from ``files`` (AIConfigurator: its systems folder, or none for the package's)."""
     if source == "aiconfigurator":
         return _from_aiconfigurator(files, system, framework)
+    if source == "engine-all-reduce":
+        return _with_engine_all_reduce(files, system, framework)
     if source not in SOURCES:
         raise SpecError(f"import: unknown source {source!r}; known: {', '.join(SOURCES)}")
     if not files:
@@ -71,6 +74,24 @@ def _from_aiconfigurator(files: Sequence[Path], system: str, framework: str) -> 
     return fit_profile(imported.rows, gpu, options)
 
 
+def _with_engine_all_reduce(files: Sequence[Path], system: str, framework: str) -> Profile:
+    """The shipped profile of ``system`` with the all-reduce of a serving engine in NCCL's place."""
+    if len(files) > 1:
+        raise SpecError(f"import engine-all-reduce: one systems folder, got {len(files)} paths")
+    rows = load_all_reduce(files[0] if files else None, system, framework)
+    base = load_profile(_preset(system))
+    options = FitOptions(
+        name=f"{base.name}-{framework}-all-reduce",
+        source=f"AIConfigurator tables, data/{system}/comm/{framework}, custom all-reduce, newest version",
+        licence=aiconfigurator.LICENCE,
+        rebuilt_with=f"plan calibrate import engine-all-reduce --system {system} --framework {framework}",
+    )
+    curves = fit_profile(rows, base.gpu, options)
+    kept = tuple(curve for curve in base.collectives if curve.kind != "all_reduce")
+    update = {"name": options.name, "collectives": (*curves.collectives, *kept)}
+    return base.model_copy(update=update | {"provenance": (*base.provenance, *curves.provenance)})
+
+
 def _options(source: str, files: Sequence[Path], system: str) -> FitOptions:
     names = ", ".join(path.name for path in files)
     return replace(
@@ -83,10 +104,14 @@ def _options(source: str, files: Sequence[Path], system: str) -> FitOptions:
 
 
 def _known_gpu(system: str) -> Gpu:
+    return load_profile(_preset(system)).gpu
+
+
+def _preset(system: str) -> str:
     presets = {preset_system: name for name, preset_system in SYSTEMS.items()}
     if system not in presets:
         raise SpecError(f"--system: no datasheet facts for {system!r}; known: {', '.join(presets)}")
-    return load_profile(presets[system]).gpu
+    return presets[system]
 
 
 def _vidur_rows(files: Sequence[Path]) -> tuple[list[TimedRow], list[CollectiveRow]]:

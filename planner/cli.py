@@ -202,7 +202,7 @@ def _add_calibration(commands: Commands) -> None:  # type: ignore[valid-type]
     calibrate.add_argument("-o", "--output", type=Path, default=Path("profile.json"), metavar="FILE")
     actions = calibrate.add_subparsers(metavar="ACTION", required=False)
     imported = _command(actions, "import", "calibrate:import_", "a profile from other people's tables")
-    imported.add_argument("source", choices=("aiconfigurator", "nccl-tests", "vidur"))
+    imported.add_argument("source", choices=("aiconfigurator", "engine-all-reduce", "nccl-tests", "vidur"))
     imported.add_argument("files", type=Path, nargs="*", help="files, or the systems folder")
     imported.add_argument("--system", default="a100_sxm")
     imported.add_argument("--framework", default="vllm")

@@ -109,7 +109,7 @@ def load_rows(folder: Path | None, system: str, framework: str = "vllm") -> Impo
     left_out: dict[str, int] = {}
     for kind in _KINDS:
         owner = "nccl" if kind.file == "nccl_perf" else framework
-        path = _newest(data / kind.family / owner, f"{kind.file}.parquet")
+        path = newest(data / kind.family / owner, f"{kind.file}.parquet")
         if path is None:
             continue
         source = f"aiconfigurator-core {path.relative_to(data.parent).as_posix()}"
@@ -176,13 +176,21 @@ def version_key(name: str) -> tuple[tuple[int, int | str], ...]:
     return (*parts, (1, 0))
 
 
-def _newest(folder: Path, file: str) -> Path | None:
+def newest(folder: Path, file: str) -> Path | None:
     versions = [path for path in folder.glob("*") if (path / file).is_file()]
     return max(versions, key=lambda path: version_key(path.name)) / file if versions else None
 
 
 def _kernels(path: Path, kind: _TableKind) -> Iterator[tuple[Row, Kernel | str]]:
     """Every row with its kernel, or with the reason why it is left out."""
+    for place, row in table_rows(path, kind.columns):
+        reason = _left_out(row)
+        kernel = None if reason else kind.kernel(row, place)
+        yield row, kernel or reason or "shape not modelled"
+
+
+def table_rows(path: Path, columns: frozenset[str]) -> Iterator[tuple[str, Row]]:
+    """Every row of a table with its place; SpecError where columns or latencies are not understood."""
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -192,16 +200,14 @@ def _kernels(path: Path, kind: _TableKind) -> Iterator[tuple[Row, Kernel | str]]
     except (OSError, ArrowException) as error:
         raise SpecError(f"{path}: not a parquet table: {error}") from error
     names = set(table.column_names)
-    unknown, missing = names - kind.columns - LABELS, kind.columns - names - _OPTIONAL
+    unknown, missing = names - columns - LABELS, columns - names - _OPTIONAL
     if unknown or missing or "latency" not in names:
         raise SpecError(f"{path}: columns not understood: unknown {sorted(unknown)}, missing {sorted(missing)}")
     for number, row in enumerate(table.to_pylist()):
         place = f"{path} row {number}"
         if not isinstance(row["latency"], (int, float)) or not 0 < row["latency"] < 1e7:
             raise SpecError(f"{place}: latency {row['latency']!r} is not a number of milliseconds")
-        reason = _left_out(row)
-        kernel = None if reason else kind.kernel(row, place)
-        yield row, kernel or reason or "shape not modelled"
+        yield place, row
 
 
 _OPTIONAL = frozenset({"window_size", "step"})
