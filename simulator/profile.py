@@ -316,7 +316,10 @@ class Profile(Record):
                 return dtypes[wanted]
         if dtypes:
             known = ", ".join(sorted(dtypes))
-            raise ProfileError(f"profile {self.name}: {kernel} has no {dtype!r} rows; known dtypes: {known}")
+            raise ProfileError(
+                f"profile {self.name}: {kernel} has no {dtype!r} rows; known dtypes: {known}; "
+                "plan a model whose weights are of one of them, or give a profile that has it"
+            )
         classes = ", ".join(sorted({model.kernel for model in self.kernels})) or "none"
         raise ProfileError(
             f"profile {self.name}: no {kernel!r} measurements (it has: {classes}); "

@@ -38,7 +38,9 @@ ACTIVATIONS = {
     "gelu_new": "gelu",
     "gelu_pytorch_tanh": "gelu",
 }
-REMEDY = "choose a model without it, or describe a near one in attnplan's own model format"
+REMEDY = (
+    "choose a model without it, or describe a near one in attnplan's own format (`plan schema model`, docs/formats.md)"
+)
 
 
 def is_config(value: Any) -> bool:

@@ -47,6 +47,18 @@ EXCEPTIONS = """
   `tests/reliability/test_no_pickle.py`; a module not listed there fails. Supervisor and ranks speak JSON
   (`executor/wire.py`), files are JSON, YAML, CSV and safetensors.
 * A killed writer leaves a hidden temporary file, which the next write of the same file sweeps after ten minutes.
+* Rank failure: the limits (5 s; a timeout of 2 s + 5 s) are of a machine that is not busy: a rank
+  that gets no core for two seconds is taken for hung.
+
+## A new user's way
+
+Tried with the README and docs alone, from `git clone` on a machine with Python 3.11, two cores, other work on both:
+`make demo` (install and demo) 4 min 19 s, a cluster file of one's own (2 × 8 H100) and a trace of one's own another
+minute, then `plan make` of Mixtral 8x7B 29 s, Qwen2.5-7B 25 s, Llama 3.1 70B 51 s, each from its Hugging Face
+`config.json`: the first plan after 5 min 55 s, all three after 7 min 11 s. What made the user stumble and was mended:
+`plan` not on the path, a trace where a workload was asked for, no whole cluster file in the docs, names of placements
+nowhere explained, a profile of another GPU taken in silence, a model repository's name taken for a path, GPUs without
+a profile and dtypes without rows refused without a remedy.
 """
 
 

@@ -7,6 +7,7 @@ talks of; a ``yaml`` block that begins with a file's name is written to it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -114,7 +115,7 @@ def prepare(folder: Path) -> None:
     (folder / "path" / "to" / "config.json").write_text(CONFIG)
     (folder / "config.json").write_text(CONFIG)
     (folder / "my-model").mkdir()
-    (folder / "my-model" / "config.json").write_text(CONFIG)
+    (folder / "my-model" / "config.json").write_text(json.dumps(json.loads(CONFIG) | {"torch_dtype": "float32"}))
     (folder / "my-model" / "model.safetensors").write_bytes(tensors())
     (folder / "topo.txt").write_text(TOPO)
     (folder / "trace.csv").write_text(TRACE)
