@@ -18,9 +18,11 @@ import numpy as np
 
 from calibration.choosing import in_order
 from calibration.fit import FitOptions, device_for, fit_profile
+from calibration.in_steps import Played, preferred, rows_in_steps, with_classes
 from calibration.journal import Journal
 from calibration.points import SOURCE, time_points
 from calibration.rows import TimedRow
+from calibration.teachers import one_core, play
 from calibration.transfers import collective_curves
 from simulator.cluster import Gpu
 from simulator.costs.work import kernels_of
@@ -43,7 +45,8 @@ OnProgress = Callable[[str, float], None]
 """(what is being measured, share done of the whole)."""
 
 CPU_RANKS = 4
-KERNEL_SHARE = 0.75  # of the budget; the rest starts the processes and times worlds
+KERNEL_SHARE = 0.5  # of the budget, for kernels alone …
+STEPS_SHARE = 0.25  # … and for kernels in steps; the rest starts the processes and times worlds
 CPU_MOST = 130  # shapes of a class: a small table, which a Gaussian process fits in a second
 CPU_MAX_FLOP = 2e9  # some 40 ms on one core
 CUDA_MAX_FLOP = 2e13
@@ -64,12 +67,13 @@ MEMORY_KINDS = ("norm", "rope", "copy", "merge", "activation", "add", "embed", "
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What a calibration measured: timed rows, the device as found, and what its ranks share."""
+    """What a calibration measured: timed rows, the device as found, what its ranks share, and programs played whole."""
 
     rows: tuple[TimedRow, ...]
     gpu: Gpu
     host: Host | None = None
     send_recv: SendRecv | None = None
+    played: tuple[Played, ...] = ()
 
 
 def calibrate_cpu(
@@ -101,12 +105,14 @@ def calibrate_cpu(
             return float(world.run(time_kernels, (kernel,), dtype, deadline_s)[0][0])
 
         timed = time_points(kernels, time_one, journal, is_over)
-        note("cores, messages and collectives", KERNEL_SHARE)
+        note("kernels in steps", KERNEL_SHARE)
+        played = play(world, STEPS_SHARE * budget_s)
+        note("cores, messages and collectives", KERNEL_SHARE + STEPS_SHARE)
         left_s = budget_s - (time.monotonic() - began_s)
         host, send_recv, collectives = _time_world(world, usable_cores(), left_s, note)
-    rows = (*timed, *(TimedRow(k, s, SOURCE) for k, s in collectives))
+    rows = (*preferred(rows_in_steps(played), timed), *(TimedRow(k, s, SOURCE) for k, s in collectives))
     note("done", 1.0)
-    return Sweep(rows, cpu_device(cpu_name(), rows), host, send_recv)
+    return Sweep(rows, cpu_device(cpu_name(), rows), host, send_recv, played)
 
 
 def _time_world(
@@ -295,4 +301,5 @@ def cpu_profile(sweep: Sweep, *, name: str = "local-cpu", donor: Profile | None 
     options = replace(FitOptions(), name=name, source=SOURCE, host_launch_s=0.0, tag="fitted", donor=donor)
     profile = fit_profile(sweep.rows, sweep.gpu, options)
     curves = collective_curves([row for row in sweep.rows if isinstance(row.kernel, GroupCollective)], "measured")
-    return profile.model_copy(update={"host": sweep.host, "send_recv": sweep.send_recv, "collectives": curves})
+    profile = profile.model_copy(update={"host": sweep.host, "send_recv": sweep.send_recv, "collectives": curves})
+    return with_classes(profile, sweep.played, one_core(sweep.gpu)) if sweep.played else profile

@@ -14,32 +14,30 @@ what was measured alone and what was learned in company.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 import numpy.typing as npt
 
+from calibration.corrections import with_corrections
 from planner.execution import inputs, programs
 from simulator.allocation import Allocation
 from simulator.cluster import Cluster
 from simulator.costs.pricing import price
 from simulator.errors import SpecError
 from simulator.measurement import MeasuredStep, Measurement
-from simulator.profile import Correction, Profile
+from simulator.profile import Profile
 from simulator.program import Collective, Program, Recv, Send
 from simulator.simulation.engine import simulate
 
 Array = npt.NDArray[np.float64]
-PRIOR_ROWS = 8.0
-FACTORS = (0.35, 0.5, 0.7, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0)
-CAPACITY_FACTORS = (0.7, 0.8, 0.9, 1.1)
+FACTORS = (0.5, 0.7, 1.4, 2.0, 2.8)
+CAPACITY_FACTORS = (0.8, 0.9, 1.1)
 PENALTY = 0.005  # of mean |log error| a factor must win for every factor e it departs from 1
 LEAST_GAIN = 0.02  # of the left-out error, relative: less is noise, and nothing is learned
-MOST_RUNS = 24  # simulated for every factor
-LINE_ROWS = 30  # fewer observations, or less than a factor 4 of spread: a constant
-LINE_SPREAD_LOG = float(np.log(4.0))
+MOST_RUNS = 16  # simulated for every factor
 FEWEST_STEPS = 8  # below, whole steps' percentiles mean nothing
 
 
@@ -138,13 +136,12 @@ def with_both(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> 
 
 
 def with_transfers(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
-    """Factors on what transfers and shared cores cost so that the steps come out: one after the other, twice."""
+    """Factors on what transfers and shared cores cost so that the steps come out, one after the other."""
     if profile.send_recv is None and profile.host is None:
         return profile
     chosen = thinned(lessons)
-    for _ in range(2):
-        for scale, factors in SCALES:
-            profile = _best_scaled(profile, scale, factors, cluster, chosen)
+    for scale, factors in SCALES:
+        profile = _best_scaled(profile, scale, factors, cluster, chosen)
     return profile
 
 
@@ -214,53 +211,6 @@ SCALES: tuple[tuple[Scale, tuple[float, ...]], ...] = (
     (scaled_issue, FACTORS),
     (scaled_capacity, CAPACITY_FACTORS),
 )
-
-
-def with_corrections(profile: Profile, observed: Mapping[str, Sequence[tuple[float, float]]]) -> Profile:
-    """``observed``: operation class → (predicted, measured) seconds. Corrections add to those already there."""
-    earlier = {one.operation: one for one in profile.corrections}
-    for kind, rows in observed.items():
-        pairs = np.array([(a, b) for a, b in rows if a > 0 and b > 0], dtype=np.float64).reshape(-1, 2)
-        if len(pairs):
-            earlier[kind] = _combined(earlier.get(kind), fit(kind, pairs[:, 0], pairs[:, 1]))
-    return profile.model_copy(update={"corrections": tuple(sorted(earlier.values(), key=lambda one: one.operation))})
-
-
-def fit(kind: str, predicted_s: Array, measured_s: Array) -> Correction:
-    """A line of log(measured/predicted) over log predicted seconds, robust to stragglers (trimmed once)."""
-    x, y = np.log(predicted_s), np.log(measured_s / predicted_s)
-    keep = np.abs(y - np.median(y)) <= 3.0 * max(float(np.median(np.abs(y - np.median(y)))), 0.02) * 1.4826
-    shrink = keep.sum() / (keep.sum() + PRIOR_ROWS)
-    slope, center = 0.0, float(np.median(x[keep]))
-    if keep.sum() >= LINE_ROWS and np.ptp(x[keep]) >= LINE_SPREAD_LOG:
-        slope = float(np.clip(np.polyfit(x[keep] - center, y[keep], 1)[0] * shrink, -0.5, 0.5))
-    offset = float(np.median(y[keep] - slope * (x[keep] - center)) * shrink)
-    left = y - offset - slope * (x - center)
-    low, high = np.percentile(left, [5, 95])
-    return Correction(
-        operation=kind,
-        log_offset=offset,
-        log_slope=slope,
-        center_s=float(np.exp(center)),
-        low_s=float(predicted_s.min()),
-        high_s=float(predicted_s.max()),
-        log_low=min(float(low), 0.0),
-        log_high=max(float(high), 0.0),
-        num_rows=len(x),
-    )
-
-
-def _combined(before: Correction | None, now: Correction) -> Correction:
-    """A correction of corrected predictions: the offsets add, the newer line's slope and interval hold."""
-    if before is None:
-        return now
-    return now.model_copy(
-        update={
-            "log_offset": before.log_offset + now.log_offset,
-            "log_slope": before.log_slope + now.log_slope,
-            "num_rows": before.num_rows + now.num_rows,
-        }
-    )
 
 
 def observed(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> dict[str, list[tuple[float, float]]]:

@@ -2,7 +2,8 @@
 
 Both clocks time the same operations, so they meet by (rank, operation index). A step's error is of its duration (last
 rank's start to last rank's end); an operation class's is of the seconds all ranks spent in it. Waiting is what ranks
-spend in transfers: measured, the time blocked on values; predicted, the time with a transfer in flight and no compute.
+spend in transfers: measured, the time blocked on values; predicted, the time with a transfer in flight and no compute,
+and what handing over and taking in values costs the rank's thread.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 from planner.execution import Inputs, inputs, programs
 from planner.prediction import Prediction, predict_step
 from simulator.allocation import Allocation, digest
-from simulator.costs.pricing import price
+from simulator.costs.pricing import Prices, price
 from simulator.errors import SpecError
 from simulator.measurement import MeasuredStep, Measurement
 from simulator.program import Collective, Program, Recv, Send
@@ -94,7 +95,8 @@ def validate(allocation: Allocation, measurement: Measurement) -> Validation:
     predictions = {index: predict_step(made[index], found.cluster, found.profiles) for index in sorted(by_index)}
     rows = tuple(_step_row(predictions[index], repeats) for index, repeats in sorted(by_index.items()))
     timelines = {index: step.timeline for index, step in predictions.items()}
-    operations = _operation_rows(timelines, by_index)
+    prices = {index: price(made[index], found.cluster, found.profiles) for index in timelines}
+    operations = _operation_rows(timelines, prices, by_index)
     return Validation(rows, operations, tuple(timelines.values()), measurement)
 
 
@@ -125,14 +127,14 @@ def _is_transfer(operation: object) -> bool:
 
 
 def _operation_rows(
-    timelines: dict[int, Timeline], by_index: dict[int, list[MeasuredStep]]
+    timelines: dict[int, Timeline], prices: dict[int, Prices], by_index: dict[int, list[MeasuredStep]]
 ) -> tuple[OperationRow, ...]:
     sums: dict[tuple[str, str], list[float]] = {}
     num_steps: dict[str, int] = {}
     for index, timeline in timelines.items():
         phase = by_index[index][0].phase
         num_steps[phase] = num_steps.get(phase, 0) + 1
-        for kind, (count, predicted, measured) in _kinds(timeline, by_index[index]).items():
+        for kind, (count, predicted, measured) in _kinds(timeline, prices[index], by_index[index]).items():
             total = sums.setdefault((phase, kind), [0.0, 0.0, 0.0])
             for position, value in enumerate((count, predicted, measured)):
                 total[position] += value
@@ -142,25 +144,30 @@ def _operation_rows(
     )
 
 
-def _kinds(timeline: Timeline, steps: Sequence[MeasuredStep]) -> dict[str, tuple[int, float, float]]:
-    """Class → (operations, predicted, measured rank-seconds) of one step; measured is the median over repeats."""
+def _kinds(timeline: Timeline, prices: Prices, steps: Sequence[MeasuredStep]) -> dict[str, tuple[int, float, float]]:
+    """Class → (operations, predicted, measured rank-seconds) of one step; measured is the median over repeats. What an
+    operation's price holds for the transfers around it counts as waiting, as it is measured there."""
     found: dict[str, tuple[int, float, float]] = {}
     for rank, operations in enumerate(timeline.program.ranks):
         if not operations:
             continue
         spans = np.median([[b - a for a, b in _spans(step, rank)] for step in steps], axis=0)
         predicted = (timeline.end_ps[rank] - timeline.start_ps[rank]) / PICOSECONDS_PER_S
-        waiting = 0.0
+        alone, whole = prices.kernels_s[rank], prices.durations_s[rank]
+        kernels = predicted * np.divide(alone, whole, out=np.ones_like(whole), where=whole > 0)
+        waiting, issue = 0.0, 0.0
         for number, operation in enumerate(operations):
             if _is_transfer(operation):
                 waiting += float(spans[number])
                 continue
             kind = type(operation).__name__
             count, ours, theirs = found.get(kind, (0, 0.0, 0.0))
-            found[kind] = (count + 1, ours + float(predicted[number]), theirs + float(spans[number]))
+            found[kind] = (count + 1, ours + float(kernels[number]), theirs + float(spans[number]))
+            issue += float(predicted[number] - kernels[number])
         count, ours, theirs = found.get("waiting", (0, 0.0, 0.0))
         transfers = sum(_is_transfer(operation) for operation in operations)
-        found["waiting"] = (count + transfers, ours + rank_times(timeline, rank).exposed_s, theirs + waiting)
+        blocked = rank_times(timeline, rank).exposed_s + issue
+        found["waiting"] = (count + transfers, ours + blocked, theirs + waiting)
     return found
 
 

@@ -5,18 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from calibration.corrections import fit, with_corrections
 from calibration.rows import TimedRow
 from calibration.sweep import Sweep, cpu_profile
-from planner.learning import (
-    Lesson,
-    fit,
-    log_errors,
-    observed,
-    own_cores,
-    scaled_collectives,
-    taught,
-    with_corrections,
-)
+from planner.learning import Lesson, log_errors, observed, own_cores, scaled_collectives, taught
 from planner.prediction import predict_step
 from simulator import presets
 from simulator.cluster import Cluster

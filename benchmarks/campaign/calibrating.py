@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-import numpy as np
-
 from benchmarks.campaign.cells import TEACHER_ROUNDS, Cell, teaching_cells
 from benchmarks.campaign.places import PLACES
 from benchmarks.campaign.race import run_race
-from calibration.in_steps import covering, preferred, rows_in_steps, view_seconds
+from calibration.in_steps import Played, covering, preferred, rows_in_steps, with_classes
 from calibration.rows import TimedRow
 from calibration.sweep import SOURCE, Sweep, cpu_device, cpu_kernels, cpu_profile, hints_of
 from executor import world_timing
@@ -19,19 +17,14 @@ from executor.environment import cpu_name
 from executor.step_timing import step_rate, time_steps
 from executor.supervisor import Supervisor
 from executor.timing import time_kernels
-from planner.learning import Lesson, taught, with_corrections
+from planner.learning import Lesson, taught
 from simulator.cluster import Cluster
-from simulator.costs.pricing import price
 from simulator.formats.files import load, to_json, write_atomically
 from simulator.host import Host
 from simulator.profile import Profile, SendRecv, load_profile
-from simulator.program import Collective, Program, Recv, Send
 
 KERNEL_BUDGET_S = 30.0  # of a cell's plans, at most
 ALONE_BUDGET_S = 20.0
-
-Played = tuple[Program, Sequence[Sequence[float]]]
-"""A program and the seconds of every rank's operations."""
 LOADED_S = 1.0
 
 
@@ -53,7 +46,7 @@ def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
     alone = tuple(TimedRow(kernel, s, SOURCE) for kernel, s in zip(kernels_alone, seconds, strict=False))
     print(f"{len(in_steps)} kernels timed in steps, {len(alone)} alone ({len(missing)} of them of the plans)")
     rows = preferred(in_steps, alone)
-    profile = with_classes(cpu_profile(Sweep(rows, cpu_device(cpu_name(), rows))), played)
+    profile = with_classes(cpu_profile(Sweep(rows, cpu_device(cpu_name(), rows))), played, PLACES["one-host"])
     write_atomically(path, to_json(profile))
     return profile
 
@@ -66,21 +59,6 @@ def played_plans(cell: Cell, world: Supervisor) -> list[Played]:
     plans = tuple((race.step, race.placements[index]) for index in chosen)
     spans = world.run(time_steps, race.model, plans, race.nodes, KERNEL_BUDGET_S)[0]
     return list(zip((programs[index] for index in chosen), spans, strict=False))
-
-
-def with_classes(profile: Profile, played: Sequence[Played]) -> Profile:
-    """Corrections of operation classes, from what they took in steps against their kernels' prices; views' seconds."""
-    profiles = {profile.gpu.name: profile}
-    observed: dict[str, list[tuple[float, float]]] = {}
-    for program, ranks in played:
-        kernels_s = price(program, PLACES["one-host"], profiles).kernels_s
-        for operations, priced, spent in zip(program.ranks, kernels_s, ranks, strict=True):
-            for operation, predicted_s, measured_s in zip(operations, priced, spent, strict=True):
-                if not isinstance(operation, Send | Recv | Collective):
-                    observed.setdefault(type(operation).__name__, []).append((float(predicted_s), measured_s))
-    views = view_seconds(played)
-    host = Host(view_s=float(np.median(views)) if views else 0.0)
-    return with_corrections(profile, observed).model_copy(update={"host": host})
 
 
 def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple[Cluster, Profile]:
