@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.program import Program
-from simulator.simulation.chrome_trace import chrome_trace
 from simulator.simulation.critical_path import critical_path, path_times
 from simulator.simulation.engine import World, run
 from simulator.simulation.timeline import (
@@ -115,22 +113,3 @@ def test_the_critical_path_has_no_gaps_and_every_breakdown_sums_to_the_step(
     assert all(before.end_ps == after.start_ps for before, after in pairwise(path))
     assert path_times(path).total_s == pytest.approx(timeline.duration_s)
     assert breakdown(timeline).total_s == pytest.approx(timeline.duration_s)
-
-
-def test_a_trace_names_ranks_streams_transfers_and_link_loads() -> None:
-    machine = cluster()
-    trace = json.loads(chrome_trace(timeline_of(overlapping(), World(record_load=True)), machine))
-    events = trace["traceEvents"]
-    named = {event["args"]["name"] for event in events if event["ph"] == "M" and "name" in event["args"]}
-    assert {"rank 0 · node 0 · gpu 0", "compute", "send to 1", "receive from 0", "link load"} <= named
-    message = next(event for event in events if event["name"] == "Send to 1")
-    assert (message["ts"], message["dur"], message["args"]["bytes"]) == (1000.0, 3000.0, 3 * MB)
-    arrow = [(event["ph"], event["pid"], event["ts"]) for event in events if event["name"] == "message"]
-    assert arrow == [("s", 0, 1000.0), ("f", 1, 4000.0)]
-    loads = [(e["ts"], e["args"]["GB/s"]) for e in events if e["name"] == "node 0 gpu 0 out [GB/s]"]
-    assert loads == [(1000.0, 1.0), (4000.0, 0.0)]
-
-
-def test_the_same_program_gives_the_same_trace() -> None:
-    texts = {chrome_trace(timeline_of(overlapping(), World(record_load=True)), cluster()) for _ in range(2)}
-    assert len(texts) == 1

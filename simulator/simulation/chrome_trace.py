@@ -2,9 +2,11 @@
 
 A process a rank (named by node and GPU), a thread a stream, a slice an operation with its layer, micro-batch and
 bytes, an arrow from every Send to its Recv, and one more process with a counter for each link's load in GB/s (where
-the timeline recorded loads; links that never limit a rate have none). Times are microseconds. The same timeline gives
-the same bytes.
-Source: Trace Event Format (Google, 2016): events X, M, s/f, C.
+the timeline recorded loads; links that never limit a rate have none). Times are microseconds with three decimals, cut
+off, not rounded: Perfetto reads nanoseconds, and a slice that ended one later would overlap the next of its stream.
+Arrows start and end where their slices begin, since an arrow belongs to the slice that is open there. The same timeline
+gives the same bytes.
+Source: Trace Event Format (Google, 2016): events X, M, s/f, C; Perfetto's JSON importer.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from simulator.program import Collective, Operation, Recv, Send, stream_of
 from simulator.simulation.timeline import Timeline
 from simulator.units import GB
 
-PICOSECONDS_PER_US = 10**6
+PICOSECONDS_PER_NS, NS_PER_US = 1000, 1000
 Event = dict[str, Any]
 
 
@@ -30,7 +32,7 @@ def chrome_trace(timeline: Timeline, cluster: Cluster) -> str:
 
 
 def _us(picoseconds: int) -> float:
-    return picoseconds / PICOSECONDS_PER_US
+    return picoseconds // PICOSECONDS_PER_NS / NS_PER_US
 
 
 def _streams(operations: tuple[Operation, ...]) -> dict[str, int]:
@@ -79,7 +81,7 @@ def _slice(timeline: Timeline, rank: int, index: int, thread: int) -> Event:
         "pid": rank,
         "tid": thread,
         "ts": _us(start),
-        "dur": _us(end - start),
+        "dur": (end // PICOSECONDS_PER_NS - start // PICOSECONDS_PER_NS) / NS_PER_US,
         "args": about,
     }
 
@@ -114,7 +116,7 @@ def _arrows(timeline: Timeline) -> Iterator[Event]:
                 turn = turns[key] = turns.get(key, -1) + 1
                 source, sent = sends[key][turn]
                 tail = threads[source][f"send:{rank}"], int(timeline.start_ps[source][sent])
-                head = threads[rank][f"recv:{source}"], int(timeline.end_ps[rank][index])
+                head = threads[rank][f"recv:{source}"], int(timeline.start_ps[rank][index])
                 yield _arrow_end("s", number, source, *tail)
                 yield _arrow_end("f", number, rank, *head) | {"bp": "e"}
                 number += 1
