@@ -118,7 +118,8 @@ def prepare(folder: Path) -> None:
     (folder / "my-model" / "config.json").write_text(json.dumps(json.loads(CONFIG) | {"torch_dtype": "float32"}))
     (folder / "my-model" / "model.safetensors").write_bytes(tensors())
     (folder / "topo.txt").write_text(TOPO)
-    (folder / "trace.csv").write_text(TRACE)
+    later = (f"2023-11-16 18:16:{second:02}.0000000,{100 + second},9\n" for second in range(30))
+    (folder / "trace.csv").write_text(TRACE + "".join(later))
     (folder / "operations.csv").write_text(OPERATIONS)
     (folder / "profile.json").write_text(to_json(load_profile("a100-sxm4-80gb")))
     for name in ("simulator", "benchmarks", "docs"):
