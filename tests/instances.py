@@ -82,7 +82,7 @@ def random_problem(seed: int) -> Problem:
     base = int(random.integers(1, cluster.num_ranks + 1)) if random.random() < 0.4 else None
     return Problem(
         name=f"random-{seed}",
-        command="plan make random",
+        command=f"plan make random-{seed}",
         model=random_model(random),
         cluster=cluster,
         workload=Workload(

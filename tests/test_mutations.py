@@ -69,6 +69,23 @@ SWITCHING = [
         "headroom_bytes",
     )),
 ]  # fmt: skip
+
+
+def reworded(random: np.random.Generator, value: Any) -> Any:
+    """A digit or letter more somewhere in a text."""
+    at = int(random.integers(len(value) + 1))
+    return value[:at] + str(random.choice(list("0123456789xyz"))) + value[at:]
+
+
+WORDS = [
+    *(((name,), reworded) for name in ("command", "profile")),
+    (("assumptions", 0), reworded),
+    *((("policy", None, *path), reworded) for path in (
+        ("placement", "name"), ("binding", "detail"), ("rule", "name"),
+        ("baselines", 0, "name"), ("baselines", 2, "infeasible"), ("runner_up", "name"),
+        ("runner_up", "placement", "name"), ("best_pool", "name"), ("pareto", 0, "name"),
+    )),
+]  # fmt: skip
 STAGE = ("placement", "stages", 0)
 ENTRY: list[tuple[tuple[Any, ...], Wrong]] = [
     (("min_tokens",), number),
@@ -104,7 +121,7 @@ ENTRY: list[tuple[tuple[Any, ...], Wrong]] = [
     (("search", "lowered"), more),
     (("search", "gap"), lambda random, value: float(random.uniform(1, 100))),
 ]  # fmt: skip
-FIELDS = [*FILE, *SWITCHING, *((("policy", None, *path), wrong) for path, wrong in ENTRY)]
+FIELDS = [*FILE, *SWITCHING, *WORDS, *((("policy", None, *path), wrong) for path, wrong in ENTRY)]
 
 
 @pytest.mark.parametrize(("path", "wrong"), FIELDS, ids=[".".join(map(str, path)) for path, _ in FIELDS])

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from planner.verification.choice import Inputs, check_choice
 from planner.verification.memory import check_memory
 from planner.verification.switching import check_switching
+from planner.verification.texts import check_texts
 from simulator.allocation import Allocation, Choice
 from simulator.cluster import Cluster
 from simulator.model import Model
@@ -38,6 +39,7 @@ def verify(
         found.extend(f"{place}.{fault}" for fault in check_memory(inputs, choice, other))
     found.extend(_thresholds(allocation))
     found.extend(check_switching(inputs))
+    found.extend(check_texts(inputs))
     return tuple(found)
 
 
