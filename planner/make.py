@@ -44,6 +44,7 @@ from simulator.errors import InfeasibleError
 from simulator.placement import Placement
 from simulator.program import Program
 from simulator.scenario import Scenario
+from simulator.simulation.clock import collector_paused
 from simulator.workload import Bucket, Phase
 
 QUICK_SIMULATIONS = 40  # a race, unless it is exact; the FA Pool documents' questions need fewer: those are exact too
@@ -68,6 +69,11 @@ def make(
 
 def make_problem(problem: Problem, *, limit: int | None = None, workers: int = 1) -> Allocation:
     """Plan a problem. ``limit``: simulations a race at most (None: exact); ``workers``: processes, a bucket each."""
+    with collector_paused():  # in the workers too, which end with their buckets
+        return _make(problem, limit, workers)
+
+
+def _make(problem: Problem, limit: int | None, workers: int) -> Allocation:
     buckets = sorted(problem.workload.buckets, key=lambda bucket: -bucket.tokens)  # the longest job first
     plain = replace(problem)  # a copy: what a problem keeps cannot all be sent
     found = each(partial(plan_pair, plain, limit=limit), buckets, workers)

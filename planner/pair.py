@@ -21,7 +21,7 @@ from planner.space import enumerate_space
 from simulator.errors import InfeasibleError
 from simulator.workload import Bucket
 
-POOL_SIMULATIONS = 4  # pools beside a race, to show the best even where none can win
+POOL_SIMULATIONS = 2  # pools beside a race, to show the best even where none can win
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from simulator.program import Program
 
 RUNNER_UPS = 4  # candidates tried beyond the proof while no other placement has been met
 SHORTLIST = 64  # candidates bounded by predicted kernels before anything is simulated
+PRICED_CELLS = 100_000  # query blocks of all candidates up to which all are bounded by predicted kernels at once
 THIN_CELLS = 4_000_000  # query blocks of all candidates from which the first bound looks at one of each
 Mask = npt.NDArray[np.bool_]
 
@@ -191,8 +192,8 @@ def _slo_s(problem: Problem, question: Question) -> float | None:
 def _bounded(
     problem: Problem, question: Question, table: Table, cache: Placement | None, beside: tuple[Program, ...]
 ) -> Race:
-    """Roofline bounds for all (of very many: thin ones); tighter ones for those that a first simulated candidate does
-    not already beat."""
+    """Bounds by predicted kernels for all of few. Of many: roofline bounds (of very many: thin ones), and tighter ones
+    for those that a first simulated candidate does not already beat."""
     parts = None if cache is None else parts_of(cache)
     factor, floor = score_factor(problem, question, table), problem.rates.as_roofline()
     bounds = np.zeros(len(table))
@@ -200,7 +201,11 @@ def _bounded(
     def raise_to(rows: Numbers, rates: Rates) -> None:
         bounds[rows] = np.maximum(bounds[rows], chunked_bound(question, table[rows], rates, parts=parts))
 
-    many = int(num_cells(table, floor).sum()) > THIN_CELLS
+    cells = int(num_cells(table, floor).sum())
+    if cells <= PRICED_CELLS:
+        raise_to(np.arange(len(table)), problem.rates)
+        return Race(question, table, bounds, bounds * factor, cache)
+    many = cells > THIN_CELLS
     raise_to(np.arange(len(table)), floor.as_thin() if many else floor)
     first = np.argsort(bounds * factor, kind="stable")[:SHORTLIST]
     raise_to(first, problem.rates)

@@ -26,7 +26,9 @@ def test_send_recv_rows_become_a_latency_and_a_bandwidth(tmp_path: Path) -> None
 
 
 def test_an_unknown_source_and_no_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="unknown source 'rumour'; known: aiconfigurator, engine-all-reduce, nccl-tests, vidur"):
+    with pytest.raises(
+        SpecError, match="unknown source 'rumour'; known: aiconfigurator, engine-all-reduce, nccl-tests, vidur"
+    ):
         imported_profile("rumour", [tmp_path])
     with pytest.raises(SpecError, match="name at least one file"):
         imported_profile("vidur", [])

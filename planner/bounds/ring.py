@@ -7,6 +7,7 @@ replica lies on other nodes than the next, all blocks but one pass those NICs in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,10 +36,12 @@ from simulator.costs.work import LSE_BYTES
 from simulator.model import Layer
 
 Edges = tuple[Numbers, ...]
+Kind = TypeVar("Kind", bound=np.generic)
 
 
 def ring_bound(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
-    """The last replica's chain of one micro-batch; its kernels of all; the busiest border."""
+    """The last replica's chain of one micro-batch; its kernels of all; the busiest border. The race of all replicas
+    where kernels are predicted: a roofline's bound is only the first of two."""
     replicas = table["replicas"].astype(np.int64)
     last = _edges(question, table, replicas - 1)
     chain, compute, network = np.zeros((3, len(table)))
@@ -54,7 +57,7 @@ def ring_bound(question: Question, table: Table, rates: Rates, parts: int | None
             if not layer.window:
                 network = network + used * num * _border_seconds(question, table, rates, dealt.total)
         chain = np.maximum(chain, through)
-    if not any(layer.window for layer in question.model.layers):
+    if not rates.roofline and not any(layer.window for layer in question.model.layers):
         chain = np.maximum(chain, _raced(question, table, rates, parts))
     return np.maximum(chain, np.maximum(compute, network))
 
@@ -124,55 +127,64 @@ def _merge_seconds(question: Question, table: Table, rates: Rates, tokens: Numbe
 
 
 def _raced(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
-    """Candidates with equally many replicas run their first layers together (``ring_race``), a micro-batch each."""
+    """Candidates run their first layers side by side (``ring_race``), a micro-batch each."""
     raced = np.zeros(len(table))
-    for replicas in np.unique(table["replicas"][table["replicas"] <= REPLICAS]):
-        rows = np.flatnonzero(table["replicas"] == replicas)
-        for used, dealt, _ in micro_batches(question, table[rows], parts):
-            raced[rows] = np.maximum(raced[rows], used * _through(question, table[rows], rates, dealt, int(replicas)))
+    rows = np.flatnonzero(table["replicas"] <= REPLICAS)
+    for used, dealt, _ in micro_batches(question, table[rows], parts) if len(rows) else ():
+        raced[rows] = np.maximum(raced[rows], used * _through(question, table[rows], rates, dealt))
     return raced
 
 
-def _through(question: Question, table: Table, rates: Rates, dealt: Dealt, replicas: int) -> Array:
+def _through(question: Question, table: Table, rates: Rates, dealt: Dealt) -> Array:
     """Seconds of one micro-batch through all layers and the last replica's logits."""
     cells = cells_of(table["replicas"].astype(np.int64))
-    wide, shape = table[cells.row], (len(table), replicas)
+    wide = table[cells.row]
     tokens = replica_tokens(question, table, cells, dealt)
-    head = head_seconds(question, wide, rates, last_tokens(question, wide, cells, dealt, tokens)).reshape(shape)
-    ends = embed_seconds(question, wide, rates, tokens).reshape(shape)
+    head = head_seconds(question, wide, rates, last_tokens(question, wide, cells, dealt, tokens))
+    ends = embed_seconds(question, wide, rates, tokens)
     rounds = {
         layer: _rounds(question, table, rates, dealt, layer, cells, tokens) for layer in set(question.model.layers)
     }
     for layer in question.model.layers[:LAYERS]:
         ends = run_rounds(ends, rounds[layer])
-    rest = sum((_least_layer(rounds[layer]) for layer in question.model.layers[LAYERS:]), np.zeros(len(table)))
-    return np.asarray(np.where(rest > 0, ends.min(axis=1) + rest, (ends + head).max(axis=1)))
+    rest = sum((_least_layer(rounds[layer], cells) for layer in question.model.layers[LAYERS:]), np.zeros(len(table)))
+    first, last = np.minimum.reduceat(ends, cells.first), np.maximum.reduceat(ends + head, cells.first)
+    return np.asarray(np.where(rest > 0, first + rest, last))
 
 
-def _least_layer(rounds: Rounds) -> Array:
-    seconds = rounds.before + rounds.attention.sum(axis=2) + rounds.after
-    return np.asarray(seconds.min(axis=1))
+def _least_layer(rounds: Rounds, cells: Cells) -> Array:
+    seconds = rounds.before + rounds.attention.sum(axis=1) + rounds.after
+    return np.asarray(np.minimum.reduceat(seconds, cells.first))
 
 
 def _rounds(
     question: Question, table: Table, rates: Rates, dealt: Dealt, layer: Layer, cells: Cells, tokens: Numbers
 ) -> Rounds:
-    wide, replicas = table[cells.row], int(table["replicas"][0])
-    steps = np.tile(np.arange(replicas), len(cells.row))
-    row, replica = np.repeat(cells.row, replicas), np.repeat(cells.block, replicas)
-    turns = _turns(question, table, rates, dealt, row, replica, steps)
-    base, shape = _base(question, wide, rates, tokens, layer), (len(table), replicas)
-    merged = np.add.reduceat(turns.sees.astype(np.int64), np.arange(0, len(row), replicas))
+    wide = table[cells.row]
+    replicas = wide["replicas"].astype(np.int64)
+    every = np.arange(len(tokens))
+    cell, step = np.repeat(every, replicas), cells_of(replicas).block
+    row, replica = cells.row[cell], cells.block[cell]
+    turns = _turns(question, table, rates, dealt, row, replica, step)
+    base = _base(question, wide, rates, tokens, layer)
+    merged = np.bincount(cell, weights=turns.sees, minlength=len(tokens)).astype(np.int64)
     after = base.after + 2 * base.reduce + _merge_seconds(question, wide, rates, tokens, merged)
-    brought = tokens.reshape(shape)[row, (replica - steps) % replicas]
-    cube = (*shape, replicas)
+    brought = tokens[cells.first[row] + (replica - step) % replicas[cell]]
+    hop_s = _hop_seconds(question, table, rates, row, replica, brought)
+
+    def by_step(values: npt.NDArray[Kind]) -> npt.NDArray[Kind]:
+        filled = np.zeros((len(tokens), int(replicas.max())), dtype=values.dtype)
+        filled[cell, step] = values
+        return filled
+
     return Rounds(
-        np.where(tokens > 0, base.before, 0.0).reshape(shape),
-        np.where(tokens > 0, after, 0.0).reshape(shape),
-        turns.seconds.reshape(cube),
-        _hop_seconds(question, table, rates, row, replica, brought).reshape(cube),
-        turns.sees.reshape(cube),
-        (brought > 0).reshape(cube),
+        np.where(cells.block > 0, every - 1, every + replicas - 1),
+        np.where(tokens > 0, base.before, 0.0),
+        np.where(tokens > 0, after, 0.0),
+        by_step(turns.seconds),
+        by_step(hop_s),
+        by_step(turns.sees),
+        by_step(brought > 0),
     )
 
 
@@ -180,8 +192,10 @@ def _hop_seconds(
     question: Question, table: Table, rates: Rates, row: Numbers, replica: Numbers, tokens: Numbers
 ) -> Array:
     """One rank's block of ``tokens`` keys and values from the replica before, through a NIC of its own; 0 in a node."""
-    network, replicas = network_of(question, rates, table), int(table["replicas"][0])
-    away = np.array([_from_afar(question, int(c["order"]), int(c["tensor"]), replicas) for c in table])
+    network, away = network_of(question, rates, table), np.zeros((len(table), int(table["replicas"].max())), dtype=bool)
+    for number, one in enumerate(table):
+        replicas = int(one["replicas"])
+        away[number, :replicas] = _from_afar(question, int(one["order"]), int(one["tensor"]), replicas)
     held = first_heads(question, table["heads"].astype(np.int64)).keys[row]
     num_bytes = tokens * held * 2 * question.model.head_dim * rates.size
     seconds = network.latency_s + num_bytes / network.nic_bytes_per_s

@@ -18,15 +18,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from planner.bounds.rates import Array
+from planner.bounds.rates import Array, Numbers
 
 
 @dataclass(frozen=True)
 class Rounds:
-    """One layer of candidates with equally many replicas. Seconds [candidates, replicas] before and after attention;
-    [candidates, replicas, steps] of attention, and of the hop that brings a step's block; ``sees``: whether attention
-    is due; ``sent``: whether the block has tokens."""
+    """One layer of rings. Of every replica, those of a ring side by side: the one before it in the ring; seconds before
+    and after attention; [replicas, steps] of attention, and of the hop that brings a step's block; ``sees``: whether
+    attention is due; ``sent``: whether the block has tokens (not beyond a ring's last step)."""
 
+    previous: Numbers
     before: Array
     after: Array
     attention: Array
@@ -36,15 +37,15 @@ class Rounds:
 
 
 def run_rounds(ends: Array, rounds: Rounds) -> Array:
-    """When every replica ends the layer, from when it ended the one before; both [candidates, replicas]."""
+    """When every replica ends the layer, from when it ended the one before."""
     projected = ends + rounds.before
-    done = projected + rounds.attention[:, :, 0]
+    done = projected + rounds.attention[:, 0]
     at_hand, last_hop = projected, np.full_like(projected, -np.inf)
-    for step in range(1, rounds.attention.shape[2]):
-        sent = rounds.sent[:, :, step]
-        come = np.maximum(np.roll(at_hand, 1, axis=1), last_hop) + rounds.hop_s[:, :, step]
+    for step in range(1, rounds.attention.shape[1]):
+        sent = rounds.sent[:, step]
+        come = np.maximum(at_hand[rounds.previous], last_hop) + rounds.hop_s[:, step]
         last_hop = np.where(sent, come, last_hop)
         at_hand = np.where(sent, come, -np.inf)
-        turn = np.maximum(done, come) + rounds.attention[:, :, step]
-        done = np.where(rounds.sees[:, :, step], turn, done)
+        turn = np.maximum(done, come) + rounds.attention[:, step]
+        done = np.where(rounds.sees[:, step], turn, done)
     return np.asarray(done + rounds.after)
