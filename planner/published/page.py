@@ -26,7 +26,10 @@ own tokens do not take up its port. *No latency*: links without their assumed 5 
 """
 ALL_REDUCE = f"""
 nccl-tests logs, fp32, rows of at least {all_reduce.LEAST_BYTES / MB:.0f} MB; rings, trees or the switch's tree,
-whichever is fastest. Only the first log's source states its NICs.
+whichever is fastest. Of six logs over nodes one states its NICs (`nic_facts: stated` beside the log): it is the one
+that decides. Two more ran on shapes whose public specification names NICs (Oracle's BM.GPU.B4.8 and BM.GPU.H100.8),
+and are held to the same 15 % by a test. Not held: DGX H100 (4 GPUs of each node used, NICs unknown), GH200 (Slingshot,
+from memory; no profile of the node) and GB200 (one NVLink domain: no NIC takes part).
 """
 ALL_REDUCE_END = """
 What misses: 2 × 4 H100 below 2 GB and 2 × 4 GH200, whose sources do not state their NICs. Bytes over time keep rising
