@@ -1,16 +1,20 @@
-"""python -m benchmarks.validate [--directory out/campaign] [--rounds N] [--places …] [--models …] [--phases …]
+"""python -m benchmarks.validate [--directory out/campaign] [--rounds N] [--minutes M] [--places …] [--models …]
 
 The campaign: on emulated clusters of four ranks, is the plan predicted fastest the fastest when run? For every place,
 model, phase and length: calibrate the place once, write what a dozen plans are predicted to take, then run them all in
 interleaved rounds. Then what half of the lengths (and half of the models) teach is held against the other half.
 
-Resumable: what is in the directory is not done again. Needs root (executor/emulated_hosts.py says why). A whole
-campaign is written to benchmarks/results/validate.json, its misses are added to benchmarks/results/invalidation.jsonl.
+Resumable: what is in the directory is not done again. ``--minutes``: no cell begins later than that; ``--commit``: a
+place's predictions are committed to git before its races. Needs root (executor/emulated_hosts.py says why). A
+campaign of all places, models and phases, whole or as far as it ran, is written to benchmarks/results/validate.json;
+its misses are added to benchmarks/results/invalidation.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,17 +26,18 @@ from benchmarks.campaign.models import MODELS
 from benchmarks.campaign.places import PLACES
 from benchmarks.campaign.race import run_race
 from benchmarks.campaign.recalibrating import held_out
-from benchmarks.campaign.report import print_cells, print_figures, results, write_results
+from benchmarks.campaign.report import RESULTS, print_cells, print_figures, results, write_results
 from executor.emulated_hosts import EmulatedHosts
 from executor.supervisor import Supervisor
+from simulator.formats.files import write_atomically
 
 ROUNDS = 20
 PHASES = ("prefill", "decode")
 WORLD_TIMEOUT_S = 120.0
 
 
-def run_place(place: str, cells: Sequence[Cell], folder: Path, rounds: int) -> None:
-    """Calibrate, predict and run what is missing of one place."""
+def run_place(place: str, cells: Sequence[Cell], folder: Path, arguments: argparse.Namespace, until_s: float) -> None:
+    """Calibrate, predict and run what is missing of one place; no race begins after ``until_s``."""
     done = lines(folder / "runs.jsonl")
     todo = [cell for cell in cells if cell.name not in done]
     if not todo:
@@ -45,9 +50,14 @@ def run_place(place: str, cells: Sequence[Cell], folder: Path, rounds: int) -> N
             if cell.name not in known:
                 line = {"cell": cell.name, "seconds": predictions(cell, cluster, profile)}
                 append(folder / "predictions.jsonl", line)
+        if arguments.commit:
+            commit_predictions(folder, place)
         for number, cell in enumerate(todo, 1):
             began_s = time.monotonic()
-            runs = run_race(world, cell.race(), rounds)
+            if began_s > until_s:
+                note(f"{place}: out of time with {len(todo) - number + 1} of {len(todo)} cells to go")
+                return
+            runs = run_race(world, cell.race(), arguments.rounds)
             names = [candidate.name for candidate in cell.candidates]
             kept = {
                 name: {"durations_s": run.durations_s, "spans_s": run.spans_s}
@@ -55,6 +65,16 @@ def run_place(place: str, cells: Sequence[Cell], folder: Path, rounds: int) -> N
             }
             append(folder / "runs.jsonl", {"cell": cell.name, "runs": kept})
             note(f"{place}: {number} of {len(todo)} cells; {cell.name} took {time.monotonic() - began_s:.0f} s")
+
+
+def commit_predictions(folder: Path, place: str) -> None:
+    """Put all predictions so far beside the results, in git, before anything runs."""
+    path = RESULTS / "predictions.jsonl"
+    write_atomically(path, (folder / "predictions.jsonl").read_text(encoding="utf-8"))
+    subprocess.run(["git", "add", "--", str(path)], check=True, cwd=RESULTS)
+    if subprocess.run(["git", "diff", "--cached", "--quiet", "--", str(path)], check=False, cwd=RESULTS).returncode:
+        message = f"Predictions of the campaign's {place}, before it runs"
+        subprocess.run(["git", "commit", "--quiet", "-m", message, "--", str(path)], check=True, cwd=RESULTS)
 
 
 def note(text: str) -> None:
@@ -68,20 +88,24 @@ def parsed(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--places", nargs="+", default=list(PLACES), choices=list(PLACES))
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--phases", nargs="+", default=list(PHASES), choices=PHASES)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no cell begins later than that")
+    parser.add_argument("--commit", action="store_true", help="commit a place's predictions before its races")
     parser.add_argument("--cells", action="store_true", help="print a line a cell as well")
     parser.add_argument("--no-recalibration", action="store_true", help="only the predictions made beforehand")
     return parser.parse_args(argv)
 
 
 def main() -> None:
-    arguments = parsed()
+    arguments, began_s = parsed(), time.monotonic()
     folder: Path = arguments.directory
     folder.mkdir(parents=True, exist_ok=True)
     cells = list(all_cells(arguments.places, arguments.models, arguments.phases))
     note(f"{len(cells)} cells; kernels first")
     kernel_sweep(folder, cells)
     for place in arguments.places:
-        run_place(place, [cell for cell in cells if cell.place == place], folder, arguments.rounds)
+        until_s = began_s + 60.0 * arguments.minutes
+        if time.monotonic() < until_s:
+            run_place(place, [cell for cell in cells if cell.place == place], folder, arguments, until_s)
     found = {"as calibrated": results(cells, folder)}
     if not arguments.no_recalibration:
         note("what half of the runs teaches about the other half")

@@ -5,7 +5,7 @@ Three things may be learned, each in log space and shrunk towards nothing learne
     operations   of every class, a line of log(measured / predicted) over log predicted seconds, from spans of ranks
                  that had a core (or GPU) of their own; its interval is what the line leaves
     transfers    factors on latencies of collectives and of messages, on the cost of issuing, and on the cores' capacity
-    steps        the 5th and 95th percentile of what is left of log(measured / predicted) of whole steps
+    steps        the 5th and 95th percentile of what is left of log(measured / predicted) of single runs of whole steps
 
 Which of the first two to keep is decided by leaving out one length after the other: a choice is fitted to the others
 and judged on the one left out. Corrections are kept apart from the calibrated models, so that a profile always says
@@ -43,11 +43,13 @@ FEWEST_STEPS = 8  # below, whole steps' percentiles mean nothing
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """A program that ran: the median seconds of its step, and of every rank's operations (empty: not kept)."""
+    """A program that ran: the median seconds of its step, of every rank's operations (empty: not kept), and the seconds
+    of every single run (empty: the median alone)."""
 
     program: Program
     measured_s: float
     spans_s: Sequence[Sequence[float]]
+    durations_s: Sequence[float] = ()
 
     @property
     def length(self) -> tuple[str, int]:
@@ -78,7 +80,8 @@ def lesson(program: Program, steps: Sequence[MeasuredStep]) -> Lesson:
         else np.empty(0)
         for number, operations in enumerate(program.ranks)
     ]
-    return Lesson(program, median(step.duration_s for step in steps), [row.tolist() for row in spans])
+    durations = [step.duration_s for step in steps]
+    return Lesson(program, median(durations), [row.tolist() for row in spans], durations)
 
 
 Teach = Callable[[Profile, Cluster, Sequence[Lesson]], Profile]
@@ -241,10 +244,15 @@ def own_cores(program: Program, cluster: Cluster) -> bool:
 
 
 def with_step_interval(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
-    """The percentiles of what whole steps still miss, if there are enough of them."""
+    """The percentiles of what single runs of whole steps still miss, if there are enough steps; each counts alike."""
     if len(lessons) < FEWEST_STEPS:
         return profile
-    low, high = np.percentile(log_errors(profile, cluster, lessons), [5, 95])
+    quantiles = np.arange(0.05, 1.0, 0.1)
+    left = [
+        error + np.log(np.quantile(one.durations_s or [one.measured_s], quantiles) / one.measured_s)
+        for one, error in zip(lessons, log_errors(profile, cluster, lessons), strict=True)
+    ]
+    low, high = np.percentile(np.concatenate(left), [5, 95])
     return profile.model_copy(update={"step_log_low": min(float(low), 0.0), "step_log_high": max(float(high), 0.0)})
 
 

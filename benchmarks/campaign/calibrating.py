@@ -82,7 +82,7 @@ def lessons_of(cell: Cell, world: Supervisor) -> list[Lesson]:
     race = cell.race()
     runs = run_race(world, race, TEACHER_ROUNDS)
     return [
-        Lesson(race.program(placement), median(run.durations_s), run.spans_s)
+        Lesson(race.program(placement), median(run.durations_s), run.spans_s, run.durations_s)
         for placement, run in zip(race.placements, runs, strict=True)
     ]
 

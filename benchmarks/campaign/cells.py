@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.campaign.candidates import Candidate, candidates
-from benchmarks.campaign.models import MODELS, TEACHER
+from benchmarks.campaign.models import MODELS, ROUTED_TEACHER, TEACHER, TEACHERS
 from benchmarks.campaign.places import PLACES
 from benchmarks.campaign.race import Race
 from planner.prediction import predict_step
@@ -27,7 +27,10 @@ PREFILL_TOKENS, PREFILL_BATCH = (64, 128, 256, 512), 2
 DECODE_TOKENS, DECODE_BATCH = (128, 256, 512, 1024), 32
 
 
-TEACHER_TOKENS: dict[Phase, tuple[int, ...]] = {"prefill": (96, 320), "decode": (192, 768)}
+TEACHER_TOKENS: dict[str, dict[Phase, tuple[int, ...]]] = {
+    TEACHER.name: {"prefill": (96, 320), "decode": (192, 768)},
+    ROUTED_TEACHER.name: {"prefill": (160,), "decode": (384,)},
+}
 TEACHER_ROUNDS = 8
 
 
@@ -54,7 +57,7 @@ class Cell:
 
     @property
     def its_model(self) -> Model:
-        return TEACHER if self.model == TEACHER.name else MODELS[self.model]
+        return TEACHERS[self.model] if self.model in TEACHERS else MODELS[self.model]
 
     def race(self) -> Race:
         batch = PREFILL_BATCH if self.phase == "prefill" else DECODE_BATCH
@@ -73,8 +76,13 @@ def all_cells(places: Iterable[str], models: Iterable[str], phases: Iterable[Pha
 
 
 def teaching_cells(place: str) -> list[Cell]:
-    """What a place is taught by: another model at other lengths."""
-    return [Cell(place, TEACHER.name, phase, tokens) for phase, all_ in TEACHER_TOKENS.items() for tokens in all_]
+    """What a place is taught by: other models at other lengths."""
+    return [
+        Cell(place, model, phase, tokens)
+        for model, phases in TEACHER_TOKENS.items()
+        for phase, all_ in phases.items()
+        for tokens in all_
+    ]
 
 
 def predictions(cell: Cell, cluster: Cluster, profile: Profile) -> dict[str, list[float]]:

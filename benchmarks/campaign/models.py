@@ -31,4 +31,10 @@ TEACHER = model(  # none of the campaign's: what places are taught by before any
     "teacher", (Layer(),) * 3, hidden_size=384, num_attention_heads=8, num_key_value_heads=4, head_dim=48,
     intermediate_size=1024,
 )  # fmt: skip
+ROUTED_TEACHER = model(
+    "routed-teacher", (Layer(routed=True),) * 2, hidden_size=320, num_attention_heads=8, num_key_value_heads=4,
+    head_dim=40, intermediate_size=768,
+    experts=Experts(num_experts=4, top_k=2, intermediate_size=640, capacity_factor=1.25),
+)  # fmt: skip
+TEACHERS = {one.name: one for one in (TEACHER, ROUTED_TEACHER)}
 MODELS = {one.name: one for one in (GROUPED, WIDE, DEEP, ROUTED)}

@@ -61,8 +61,11 @@ def recalibrate(split: str, cells: Sequence[Cell], folder: Path) -> None:
     known = lines(path)
     if all(cell.name in known for cell in others):
         return
+    taught_by = lessons([cell for cell in cells if teaches(cell)], folder)
+    if not taught_by:
+        return
     cluster, profile = load(folder / f"cluster-{place}.json", Cluster), load_profile(folder / f"profile-{place}.json")
-    learned = taught(profile, cluster, lessons([cell for cell in cells if teaches(cell)], folder))
+    learned = taught(profile, cluster, taught_by)
     write_atomically(folder / f"recalibrated-{split}-{place}.json", to_json(learned))
     for cell in others:
         append(path, {"cell": cell.name, "seconds": predictions(cell, cluster, learned)})
@@ -76,5 +79,6 @@ def lessons(cells: Sequence[Cell], folder: Path) -> list[Lesson]:
         race = cell.race()
         for candidate in cell.candidates if cell.name in done else ():
             run = done[cell.name]["runs"][candidate.name]
-            found.append(Lesson(race.program(candidate.placement), median(run["durations_s"]), run["spans_s"]))
+            durations = run["durations_s"]
+            found.append(Lesson(race.program(candidate.placement), median(durations), run["spans_s"], durations))
     return found

@@ -80,7 +80,7 @@ def by_cell(found: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def write_results(found: Mapping[str, Sequence[Result]], folder: Path) -> None:
-    """The whole campaign to results/validate.json; its misses to the invalidation set."""
+    """The campaign, as far as it ran, to results/validate.json; its misses to the invalidation set."""
     import torch
 
     from executor.environment import environment
@@ -89,6 +89,7 @@ def write_results(found: Mapping[str, Sequence[Result]], folder: Path) -> None:
     document = {
         "environment": environment(torch.device("cpu"), "cpu").model_dump(),
         "rounds": len(as_calibrated[0].durations_s),
+        "cells": len(by_cell(as_calibrated)),
         "figures": {title: figures(members) for title, members in found.items() if members},
         "rows": [row_of(one) for one in as_calibrated],
     }
