@@ -107,14 +107,18 @@ def main() -> None:
         if time.monotonic() < until_s:
             run_place(place, [cell for cell in cells if cell.place == place], folder, arguments, until_s)
     found = {"as calibrated": results(cells, folder)}
-    if not arguments.no_recalibration:
-        note("what half of the runs teaches about the other half")
-        found |= held_out(cells, folder)
     if arguments.cells:
         print_cells(found["as calibrated"])
     print_figures(found)
-    if cells == list(all_cells(PLACES, MODELS, PHASES)) and not arguments.no_recalibration:
+    whole = cells == list(all_cells(PLACES, MODELS, PHASES))
+    if whole:
         write_results(found, folder)
+    if not arguments.no_recalibration:
+        note("what half of the runs teaches about the other half")
+        taught = held_out(cells, folder)
+        print_figures(taught)
+        if whole:
+            write_results(found | taught, folder)
 
 
 if __name__ == "__main__":

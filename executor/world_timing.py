@@ -29,7 +29,7 @@ LOAD_KERNEL = Gemm(256, 512, 512, "fp32")
 STREAM_BYTES = 48 * MiB  # far beyond a cache
 MESSAGE_BYTES = tuple(2**power for power in (12, 15, 18, 20, 22))
 COLLECTIVE_BYTES = tuple(2**power for power in (12, 15, 16, 18, 20, 22))  # 2¹⁵: the largest that goes whole
-COLD_VALUES = 2**21  # 8 MiB in fp32: several times a core's L2
+COLD_VALUES = 2**18  # 1 MiB in fp32: a core's L2
 TAKEN_IN = 9  # values of each size that are taken in long after they came
 REST_S = 1e-3  # after each, for members that share a core with one that is done
 LARGE_BYTES = 2**20  # from here on a message is all bandwidth
@@ -158,8 +158,8 @@ def collectives(
 
 
 def _compute() -> None:
-    """A millisecond of a step: a matmul, and more data than a core's own caches hold, so that the code and the buffers
-    of a transfer are as cold as a step's kernels leave them, and peers sleep."""
+    """A part of a step: a matmul, and as much data as a core's own cache holds, so that the code and the buffers of a
+    transfer are as cold as a step's kernels leave them, and peers sleep."""
     torch.mm(torch.ones(64, 512), torch.ones(512, 512))
     torch.ones(COLD_VALUES).sum()
 
