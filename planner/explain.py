@@ -1,7 +1,8 @@
-"""Explain: an allocation in plain words, from the file alone. Every number has a unit and a tag.
+"""Explain: an allocation in plain words, from the file alone. Every number has a unit, a tag and a definition.
 
 ``explain`` writes the text; ``planner.exploring.flips`` simulates to find what would change a choice, and its answers
-can be passed in. Definitions, each stated once in the text: step, speed-up, efficiency, margin.
+can be passed in. Words are defined once, in the text's last block (TERMS); a number's tag stands behind it, or at the
+end of its sentence.
 """
 
 from __future__ import annotations
@@ -16,6 +17,21 @@ from simulator.allocation import Allocation, Alternative, Choice, Interval, Swit
 from simulator.units import format_seconds
 
 COMMUNICATION = ("network", "collective", "waiting")
+TERMS = """\
+terms
+  step        one forward pass of the batch: prefill gives the time to the first token (TTFT), decode the time an output
+              token (TPOT), in seconds; behind it, in brackets, its 90 % interval
+  speed-up    the step of the base alone over ours; efficiency: speed-up over the ratio of GPUs, per cent
+  causes      factors whose product is the speed-up: more GPUs, time not spent communicating, all else
+  why         shares of the step on its critical path, per cent: attention, gemm (matrix products), experts, memory
+              (element-wise kernels), network (sends), collective (all-reduce and the like), waiting (for a rank)
+  runner-up   the best on other GPUs or another grid; behind: its objective over ours, less one, per cent
+  memory      weights, KV cache, activations and buffers of a rank; headroom: what its device has left; GB = 1e9 bytes
+  proof       candidates: placements with a proved lower bound; simulated: those whose bound left them a chance;
+              from optimal: (our step - the best bound left) / our step, per cent
+  activation  what a batch waits that is given GPUs which the batch before it did not hold
+  tags        [given] an input; [counted] exact, from the plan or the search; [fitted] predicted from a calibrated
+              profile; [assumed] predicted, and also resting on what nobody measured (links between nodes)"""
 
 
 def explain(allocation: Allocation, flips: Sequence[Flip] = ()) -> str:
@@ -23,19 +39,17 @@ def explain(allocation: Allocation, flips: Sequence[Flip] = ()) -> str:
     blocks = [_head(allocation), *(_entry(choice, flips) for choice in allocation.policy), _thresholds(allocation)]
     if allocation.switching is not None:
         blocks.append(_switching(allocation.switching))
-    return "\n\n".join(blocks) + "\n"
+    return "\n\n".join((*blocks, TERMS)) + "\n"
 
 
 def _head(allocation: Allocation) -> str:
     limits = allocation.limits
-    base = f", a base of {limits.base_gpus}" if limits.base_gpus else ""
+    base = f", {limits.base_gpus} GPUs as the base" if limits.base_gpus else ""
     return "\n".join(
         (
             f"{allocation.name}: {allocation.model} on {allocation.cluster} for {allocation.workload}",
-            f"objective {allocation.objective}; at most {limits.max_gpus} GPUs{base}; costs from {allocation.profile}",
-            "A step is one forward pass of the batch: prefill gives TTFT, decode TPOT. Times are predicted, with their",
-            "90 % interval; [fitted] rests on a calibrated profile, [assumed] also on links nobody measured.",
-            "Speed-up is the base's step over ours; efficiency is speed-up over the ratio of GPUs.",
+            f"objective {allocation.objective}; at most {limits.max_gpus} GPUs{base} [given]; costs from "
+            f"{allocation.profile}; words and tags are explained at the end",
         )
     )
 
@@ -44,8 +58,9 @@ def _entry(choice: Choice, flips: Sequence[Flip]) -> str:
     upper = "" if choice.max_tokens is None else f" to {choice.max_tokens - 1}"
     lines = [
         f"{choice.phase}, {choice.bucket}: prompts from {choice.min_tokens}{upper} tokens, planned at {choice.tokens} "
-        f"tokens, batch {choice.batch}",
-        f"  choice      {choice.placement.name}: {choice.num_gpus} GPUs, {choice.pool_gpus} of them only attend",
+        f"tokens, {choice.batch} sequences at once [given]",
+        f"  choice      {choice.placement.name}: {choice.num_gpus} GPUs, {choice.pool_gpus} GPUs of them only attend "
+        "[counted]",
         f"  step        {shown(choice.metrics.step_s)}",
         f"  why         {_why(choice)}",
         *_speed_up(choice),
@@ -77,7 +92,7 @@ def _speed_up(choice: Choice) -> list[str]:
     """Against the base alone, as a product: GPUs × time not communicating × the rest. Flash attention is in both."""
     base = choice.baselines[0] if choice.baselines else None
     if base is None or base.step_s is None:
-        return [f"  speed-up    none stated: {base.infeasible if base else 'no baseline'}"]
+        return [f"  speed-up    none stated: {base.infeasible if base else 'no baseline'} [counted]"]
     tag, gain = choice.metrics.step_s.tag, base.step_s.value / choice.metrics.step_s.value
     ratio = choice.num_gpus / base.num_gpus
     talking = sum(choice.binding.shares.get(kind, 0.0) for kind in COMMUNICATION)
@@ -93,7 +108,7 @@ def _runner_up(choice: Choice) -> str:
     second, margin = choice.runner_up, choice.margin
     if second is None or second.step_s is None or margin is None:
         return "none: no other candidate was worth simulating"
-    text = f"{second.name} on {second.num_gpus} GPUs, {shown(second.step_s)}"
+    text = f"{second.name} on {second.num_gpus} GPUs [counted], {shown(second.step_s)}"
     behind = f"{margin.value:.1%} behind ({margin.p05:.1%} to {margin.p95:.1%}) [{margin.tag}]"
     close = "; too close to call: measure both" if choice.too_close_to_call else ""
     return f"{text}; {behind}{close}"
@@ -101,15 +116,15 @@ def _runner_up(choice: Choice) -> str:
 
 def _rule(choice: Choice) -> str:
     """The documents' fixed rule at this length."""
-    return f"their rule takes {rule_pool(choice.tokens)} pool GPUs: {_beside(choice.rule, choice)}"
+    return f"their rule takes {rule_pool(choice.tokens)} pool GPUs [given]: {_beside(choice.rule, choice)}"
 
 
 def _beside(rival: Alternative, choice: Choice) -> str:
     if rival.infeasible is not None:
-        return f"not possible here ({rival.infeasible})"
+        return f"not possible here ({rival.infeasible}) [counted]"
     if rival.step_s is not None:
         ratio = rival.step_s.value / choice.metrics.step_s.value
-        return f"{shown(rival.step_s)}, {ratio:.2f}x our step"
+        return f"{shown(rival.step_s)}, {ratio:.2f}x our step [{rival.step_s.tag}]"
     assert rival.bound_s is not None
     ratio = rival.bound_s / choice.metrics.step_s.value
     return f"at least {format_seconds(rival.bound_s)} (proved bound), {ratio:.2f}x our step or more [fitted]"
@@ -125,9 +140,9 @@ def _heads(choice: Choice) -> list[str]:
         dealt = " + ".join(f"{sizes.count(size)} x {size}" for size in sorted(set(sizes), reverse=True))
         fewest = useful_gpus(sum(sizes), len(sizes))
         spare = len(sizes) - fewest
-        text = f"  heads       {sum(sizes)} over {len(sizes)} head groups: {dealt} heads"
+        text = f"  heads       {sum(sizes)} heads over {len(sizes)} head groups: {dealt} heads [counted]"
         if spare and max(sizes) == -(-sum(sizes) // len(sizes)):
-            text += f"; {spare} of the groups bring attention nothing: {fewest} finish as soon on equal GPUs"
+            text += f"; {spare} groups bring attention nothing: {fewest} groups finish as soon on equal GPUs [counted]"
         lines.append(text)
     return lines
 
@@ -143,8 +158,8 @@ def _memory(choice: Choice) -> str:
 
 def _proof(choice: Choice) -> str:
     search = choice.search
-    gap = "optimal for the simulator" if search.gap == 0 else f"at most {search.gap:.1%} from optimal (limit reached)"
-    return f"{search.candidates} candidates bounded, {search.simulated} simulated: {gap}"
+    gap = "optimal for the simulator" if search.gap == 0 else f"at most {search.gap:.1%} from optimal [fitted]"
+    return f"{search.candidates} candidates bounded, {search.simulated} simulated [counted]: {gap}"
 
 
 def _thresholds(allocation: Allocation) -> str:
@@ -154,8 +169,8 @@ def _thresholds(allocation: Allocation) -> str:
         beats = "never" if threshold.pool_tokens is None else f"from {threshold.pool_tokens} tokens"
         lines.append(f"  {threshold.phase:<9} a pool is chosen {chosen}; it beats the base alone {beats} [fitted]")
     lines.append(
-        f"  documents 4096 tokens by their rule, {documents_threshold()} tokens by their formula with 35, 45 and 8 ms "
-        "[assumed]"
+        f"  documents 4096 tokens by their rule, {documents_threshold()} tokens by their formula with 35 ms, 45 ms "
+        "and 8 ms [assumed]"
     )
     return "\n".join(lines)
 
@@ -169,7 +184,7 @@ def _switching(switching: Switching) -> str:
     lines = (
         "switching (the placements of all buckets side by side, every rank with the weights of all that use it)",
         f"  activation  {waits} and wait {format_seconds(switching.activation_s)} [{switching.activation_tag}]",
-        f"  cost        {cost:.4g} of {whole:.4g} {unit}, the mean over the workload: {gap} [assumed]",
+        f"  cost        {cost:.4g} {unit} in {whole:.4g} {unit}, the mean over the workload: {gap} [assumed]",
         f"  memory      fullest is rank {tightest.rank}: {tightest.weights_bytes / 1e9:.2f} GB of weights, "
         f"headroom {tightest.headroom_bytes / 1e9:+.2f} GB [fitted]",
         f"  given up    {', '.join(switching.moved) or 'none'} (buckets whose own best is not in the policy)",

@@ -93,7 +93,7 @@ def _context(question: Question, order: int) -> Iterator[tuple[int, ...]]:
         for replicas in range(2, question.max_gpus // tensor + 1):
             if not is_allotment(question, tensor * replicas):
                 continue
-            if question.phase == "decode" and replicas > question.batch:
+            if replicas > (question.batch if question.phase == "decode" else question.tokens):
                 break
             if routed and not _dispatches(question, replicas):
                 continue

@@ -98,5 +98,5 @@ def test_unevenly_dealt_heads_and_groups_that_bring_nothing_are_explained() -> N
     choice = allocation.policy[0].model_copy(update={"placement": placement_of(question, table[twelve][0])})
     text = explain(allocation.model_copy(update={"policy": (choice,)}))
     # 32 = 8·3 + 4·2; with at most 3 each, ceil(32 / 3) = 11 do
-    assert "heads       32 over 12 head groups: 8 x 3 + 4 x 2 heads" in text
-    assert "1 of the groups bring attention nothing: 11 finish as soon on equal GPUs" in text
+    assert "heads       32 heads over 12 head groups: 8 x 3 + 4 x 2 heads [counted]" in text
+    assert "1 groups bring attention nothing: 11 groups finish as soon on equal GPUs [counted]" in text

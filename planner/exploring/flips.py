@@ -74,7 +74,7 @@ def _length(problem: Problem, question: Question, choice: Choice, name: str, lea
             side = "from" if edge > question.tokens else "up to"
             return _flip(choice, "tokens", far, f"{name} is better {side} about {far} tokens [fitted]")
     low, high = max(question.tokens // REACH, 1), question.tokens * REACH
-    return _flip(choice, "tokens", None, f"no length from {low} to {high} tokens makes {name} better [fitted]")
+    return _flip(choice, "tokens", None, f"no length from {low} tokens to {high} tokens makes {name} better [fitted]")
 
 
 def _batch(problem: Problem, question: Question, choice: Choice, name: str, leads: Leads) -> Flip:
@@ -83,8 +83,8 @@ def _batch(problem: Problem, question: Question, choice: Choice, name: str, lead
     ]
     for batch in tried:
         if leads(problem, replace(question, batch=batch)) is False:
-            return _flip(choice, "batch", batch, f"{name} is better at batch {batch} [fitted]")
-    shown = ", ".join(str(size) for size in sorted(tried))
+            return _flip(choice, "batch", batch, f"{name} is better with {batch} sequences at once [fitted]")
+    shown = " or ".join(f"{size} sequences" for size in sorted(tried))
     return _flip(choice, "batch", None, f"no batch of {shown} makes {name} better [fitted]")
 
 
@@ -96,7 +96,7 @@ def _nics(problem: Problem, question: Question, choice: Choice, name: str, leads
         if leads(replace(problem, cluster=cluster), replace(question, cluster=cluster)) is False:
             return _flip(choice, "nics", count, f"{name} is better with {count} NICs a node [assumed]")
         count //= 2
-    return _flip(choice, "nics", None, f"fewer NICs than {most} a node do not make {name} better [assumed]")
+    return _flip(choice, "nics", None, f"fewer than {most} NICs a node do not make {name} better [assumed]")
 
 
 def with_nics(cluster: Cluster, count: int) -> Cluster:
