@@ -35,7 +35,7 @@ def _us(picoseconds: int) -> float:
     return picoseconds // PICOSECONDS_PER_NS / NS_PER_US
 
 
-def _streams(operations: tuple[Operation, ...]) -> dict[str, int]:
+def threads_of(operations: tuple[Operation, ...]) -> dict[str, int]:
     """Thread number of each stream: compute, collective, then sends and receives by peer."""
     names = {stream_of(operation) for operation in operations}
     order = {"compute": 0, "collective": 1, "send": 2, "recv": 3}
@@ -55,13 +55,15 @@ def _rank_events(timeline: Timeline, cluster: Cluster) -> Iterator[Event]:
         node, local, spec = places[rank]
         yield _name("process_name", rank, 0, f"rank {rank} · node {node} · {spec.gpu} {local}")
         yield {"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}}
-        threads = _streams(operations)
+        threads = threads_of(operations)
         for stream, thread in threads.items():
-            yield _name(
-                "thread_name", rank, thread, stream.replace("send:", "send to ").replace("recv:", "receive from ")
-            )
+            yield _name("thread_name", rank, thread, spelled_out(stream))
         for index, operation in enumerate(operations):
             yield _slice(timeline, rank, index, threads[stream_of(operation)])
+
+
+def spelled_out(stream: str) -> str:
+    return stream.replace("send:", "send to ").replace("recv:", "receive from ")
 
 
 def _name(kind: str, process: int, thread: int, name: str) -> Event:
@@ -107,7 +109,7 @@ def _arrows(timeline: Timeline) -> Iterator[Event]:
             if isinstance(operation, Send):
                 sends.setdefault((rank, operation.to, operation.tag), []).append((rank, index))
     number = 0
-    threads = [_streams(operations) for operations in program.ranks]
+    threads = [threads_of(operations) for operations in program.ranks]
     for rank, operations in enumerate(program.ranks):
         turns: dict[tuple[int, int, int], int] = {}
         for index, operation in enumerate(operations):
