@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from executor.attention_backends import Backend, attend, mapped
-from executor.rows import sequences_of
+from executor.rows import blocks, sequences_of
 from simulator.program import Attention, Chunk
 from simulator.tile import Span
 
@@ -59,11 +59,14 @@ def head_runs(heads: Span, kv_heads: Span, group_size: int) -> tuple[HeadRun, ..
 
 def attention(operation: Attention, q: Tensor, kv: Sequence[Tensor], backend: Backend) -> tuple[Tensor, Tensor]:
     """q [T, heads, d] against each segment's keys [count, rows, 2, kv_heads, d] → o like q, lse [T, heads] fp32."""
-    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     runs = head_runs(operation.heads, operation.kv_heads, operation.group_size)
     if backend == "triton" and len(runs) > 1 and not operation.window:
         runs = (head_map(operation.heads, operation.kv_heads, operation.group_size),)
+    if len(runs) == 1 and (chunk := sole_chunk(operation)) is not None:
+        (_, _, keys), *_ = _chunks(operation, kv)
+        return _in_one_call(chunk, runs[0], q, keys, backend)
+    o = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     for rows, chunk, keys in _chunks(operation, kv):
         count, start = keys.shape[0], rows[0]
         per_sequence, offset = rows[1], rows[2]
@@ -75,6 +78,29 @@ def attention(operation: Attention, q: Tensor, kv: Sequence[Tensor], backend: Ba
         for run in runs:
             _run_of_heads(chunk, run, views, keys, operation.window, backend)
     return o, lse
+
+
+def sole_chunk(operation: Attention) -> Chunk | None:
+    """The only chunk, if a backend's result is the operation's as it stands: every query sees a key, no band."""
+    chunks = [chunk for segment in operation.segments for chunk in segment.chunks]
+    if len(chunks) != 1:
+        return None
+    (chunk,) = chunks
+    keys = chunk.kv_stop - chunk.kv_start
+    blind = keys < (chunk.num_queries if chunk.causal else 1)
+    banded = chunk.causal and 0 < operation.window < keys
+    return None if blind or banded else chunk
+
+
+def _in_one_call(chunk: Chunk, run: HeadRun, q: Tensor, kv: Tensor, backend: Backend) -> tuple[Tensor, Tensor]:
+    """The backend's result itself: nothing is copied."""
+    queries = sequences_of(q, kv.shape[0])
+    k, v = kv[:, :, 0, run.kv_start : run.kv_stop], kv[:, :, 1, run.kv_start : run.kv_stop]
+    if run.serving:
+        o, lse = mapped(queries, k, v, causal=chunk.causal, serving=run.serving)
+    else:
+        o, lse = chunk_attention(queries, k, v, chunk.causal, backend)
+    return o.reshape(q.shape), lse.transpose(1, 2).reshape(q.shape[:2])
 
 
 def _chunks(operation: Attention, kv: Sequence[Tensor]) -> Iterator[tuple[tuple[int, int, int], Chunk, Tensor]]:
@@ -158,11 +184,13 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int
 
 
 def merge_two(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor]:
-    """Two partial results in a backend's layout (both finite): o = Σ oᵢ·exp(lseᵢ − lse)."""
+    """Two partial results in a backend's layout (both finite): o = Σ oᵢ·exp(lseᵢ − lse), written over o1."""
     lse = torch.logaddexp(lse1, lse2)
     share1 = torch.exp(lse1 - lse).transpose(1, 2).unsqueeze(-1)
     share2 = torch.exp(lse2 - lse).transpose(1, 2).unsqueeze(-1)
-    return (o1 * share1).add_(o2 * share2).to(o1.dtype), lse
+    for rows in blocks(o1.shape[1], o1.device, at_once=o1.shape[0]):
+        o1[:, rows] = (o1[:, rows] * share1[:, rows]).add_(o2[:, rows] * share2[:, rows])
+    return o1, lse
 
 
 def merge(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -170,7 +198,10 @@ def merge(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     outputs, lses = parts[0::2], torch.stack(list(parts[1::2]))
     lse = torch.logsumexp(lses, dim=0)
     shares = torch.exp(lses - lse).nan_to_num_(0.0).unsqueeze(-1)
-    total = outputs[0] * shares[0]
-    for output, share in zip(outputs[1:], shares[1:], strict=True):
-        total.addcmul_(output, share) if output.dtype == total.dtype else total.add_(output * share)
-    return total.to(outputs[0].dtype), lse
+    merged = torch.empty(outputs[0].shape, dtype=outputs[0].dtype, device=lse.device)
+    for rows in blocks(len(merged), lse.device):
+        total = outputs[0][rows] * shares[0][rows]
+        for output, share in zip(outputs[1:], shares[1:], strict=True):
+            total += output[rows] * share[rows]
+        merged[rows] = total
+    return merged, lse

@@ -31,6 +31,10 @@ class NoiseSource:
 
     noise: bool
 
+    @property
+    def tied_head(self) -> bool:
+        return False
+
     def matrix(self, part: p.WeightSlice) -> Tensor:
         rows, columns = part.inputs[1] - part.inputs[0], part.outputs[1] - part.outputs[0]
         return torch.rand(rows, columns).sub_(0.5) if self.noise else torch.full((rows, columns), FILL)

@@ -91,6 +91,8 @@ class Talk:
         """Everybody gets everybody's value, and combines them itself."""
         for place in self.others():
             self.send(place, value)
+        if operation.kind == "all_reduce" and len(self.ranks) == 2:
+            return value.add_((yield from self.receive(1 - self.place, value)).view(value.shape))
         values = [value] * len(self.ranks)
         for place in self.others():
             values[place] = (yield from self.receive(place, value)).view(value.shape)
@@ -104,7 +106,9 @@ class Talk:
         found = [chunks[self.place]] * len(self.ranks)
         for place in self.others():
             found[place] = (yield from self.receive(place, value)).view(chunks[self.place].shape)
-        return summed(found) if operation.kind == "reduce_scatter" else torch.cat(found)
+        if operation.kind == "reduce_scatter":
+            return summed([found[0].clone(), *found[1:]])
+        return torch.cat(found)
 
     def reduce_parts(self, value: Tensor, over: Talk | None = None) -> Steps:
         """All-reduce: member i sums everybody's i-th part, across nodes too if ``over`` has members there, and sends
@@ -115,7 +119,8 @@ class Talk:
         found = [chunks[self.place]] * len(self.ranks)
         for place in self.others():
             found[place] = yield from self.receive(place, value)
-        mine = summed(found)
+        mine = summed(found)  # into one of the parts received, or into this rank's own, which the sum replaces
+        del found
         if over is not None:
             mine = yield from over.reduce(mine)
         for place in self.others():
@@ -189,8 +194,9 @@ class Talk:
 
 
 def summed(values: Sequence[Tensor]) -> Tensor:
-    total = values[0] + values[1]
-    for value in values[2:]:
+    """Their sum in the members' order, written over the first."""
+    total, *rest = values
+    for value in rest:
         total += value
     return total
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from executor.rows import blocks
 from simulator.program import Combine, Dispatch, Experts, Route
+from simulator.workspace import MAX_SPARE_ROWS
 
 Router = Literal["torch", "triton"]
 ROUTER_TOLERANCE = 1e-5  # of gates: fp32 rounding
 GROUPED_MM_MULTIPLE = 8  # elements: rows of both matrices start at 16 bytes, which the CUDA kernel asks for in bf16
-MAX_SPARE_ROWS = 8192  # of a ragged buffer: a decode step's
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +119,16 @@ def combine(operation: Combine, rows: Tensor | Ragged, assignment: Assignment) -
         assert operation.capacity is not None
         kept, places = _slot_places(operation.experts, operation.capacity, assignment)
         values = rows
-    total = torch.zeros((operation.num_tokens, operation.hidden), dtype=torch.float32, device=values.device)
-    if values.shape[0]:
+    if not values.shape[0]:
+        return values.new_zeros((operation.num_tokens, operation.hidden))
+    rows_of_pairs, out = torch.where(kept, places, 0), values.new_empty((operation.num_tokens, operation.hidden))
+    for tokens in blocks(operation.num_tokens, values.device):
+        total = torch.zeros(out[tokens].shape, dtype=torch.float32, device=values.device)
         for choice in range(operation.top_k):
-            chosen = values[torch.where(kept[:, choice], places[:, choice], 0)] * assignment.gates[:, choice, None]
-            total += chosen.masked_fill_(~kept[:, choice, None], 0)
-    return total.to(values.dtype)
+            chosen = values[rows_of_pairs[tokens, choice]] * assignment.gates[tokens, choice, None]
+            total += chosen.masked_fill_(~kept[tokens, choice, None], 0)
+        out[tokens] = total
+    return out
 
 
 def _is_held(assignment: Assignment, span: tuple[int, int]) -> Tensor:
@@ -170,8 +175,8 @@ def feed_forward(operation: Experts, rows: Tensor | Ragged, up: Tensor, down: Te
     Capacity rows are [peers, held, capacity, hidden]: every expert takes its slots of all peers at once.
     """
     if isinstance(rows, Ragged):
-        hidden = _grouped(rows.rows, up, rows.counts)
-        return Ragged(_grouped(activation(hidden, operation.kind, operation.gated), down, rows.counts), rows.counts)
+        active = activation(_grouped(rows.rows, up, rows.counts), operation.kind, operation.gated)
+        return Ragged(_grouped(active, down, rows.counts), rows.counts)
     held, peers = up.shape[0], operation.peers
     slots = rows.view(peers, held, -1, rows.shape[-1]).transpose(0, 1).reshape(held, -1, rows.shape[-1])
     out = torch.bmm(activation(torch.bmm(slots, up), operation.kind, operation.gated), down)

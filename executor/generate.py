@@ -59,8 +59,8 @@ def generate(worker: Worker, generation: Generation) -> Answer:
             tokens: Tensor | None = prompts
             for number in range(len(generation.programs)):
                 worker.progress.step = (repeat + generation.warm_up) * len(generation.programs) + number
-                start_s, result = _step(worker, session, number, tokens)
-                tokens = _hand_over(worker, generation, number, result.tokens)
+                start_s, result = step_together(worker, session, number, tokens)
+                tokens = hand_over(worker, generation, number, result.tokens)
                 if repeat >= 0:
                     _write(file, repeat, number, start_s, result, transport.issued)
                 if repeat == 0 and generation.keep_logits:
@@ -77,7 +77,7 @@ def kept_weights(world: World, generation: Generation) -> Weights:
     return world.weights[1]
 
 
-def _step(worker: Worker, session: Session, number: int, tokens: Tensor | None) -> tuple[float, StepResult]:
+def step_together(worker: Worker, session: Session, number: int, tokens: Tensor | None) -> tuple[float, StepResult]:
     """All ranks start together; (start on the monotonic clock, result)."""
     worker.progress.note(State.WAITING)
     worker.world.barrier()
@@ -85,7 +85,7 @@ def _step(worker: Worker, session: Session, number: int, tokens: Tensor | None) 
     return start_s, session.step(number, tokens)
 
 
-def _hand_over(worker: Worker, generation: Generation, number: int, tokens: Tensor | None) -> Tensor | None:
+def hand_over(worker: Worker, generation: Generation, number: int, tokens: Tensor | None) -> Tensor | None:
     """The next tokens, where the next program reads them: a program leaves them on the ranks that embed in it, so
     only a change of placement needs them sent (outside any step)."""
     if number + 1 == len(generation.programs):

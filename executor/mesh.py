@@ -77,6 +77,7 @@ class Mesh:
         self._by_file = {peer.socket.fileno(): peer for peer in self.peers.values()}
         self._inbox: dict[Key, deque[Tensor]] = defaultdict(deque)
         self._under_way: list[Transfer] = []
+        self._posted: dict[Key, Tensor] = {}
         self._poll = select.poll()
         for file in self._by_file:
             self._poll.register(file, select.POLLIN)
@@ -100,6 +101,13 @@ class Mesh:
             if not self._pull(peer) and not self._go_on():
                 self._wait()
         return box.popleft()
+
+    def post(self, source: int, channel: int, tag: int, size: int) -> None:
+        """Make room for a message that will be received, so that a rank's memory is what its program says."""
+        key, peer = (source, channel, tag), self.peers[source]
+        arriving = peer.body is not None and peer.key == key
+        if not arriving and not self._inbox.get(key):
+            self._posted[key] = torch.empty(size, dtype=torch.uint8)
 
     def begin(self, steps: Steps) -> Transfer:
         """Issue a transfer: it sends what it can at once."""
@@ -184,8 +192,11 @@ class Mesh:
         """A header or a body is whole: go on to what follows it; whether a message is complete."""
         if peer.body is None:
             channel, tag, size = HEADER.unpack(peer.header)
-            peer.key, peer.body = (peer.rank, channel, tag), torch.empty(size, dtype=torch.uint8)
-            peer.coming = bytes_of(peer.body)
+            peer.key = (peer.rank, channel, tag)
+            posted = self._posted.pop(peer.key, None)
+            fits = posted is not None and posted.numel() == size
+            body = posted if posted is not None and fits else torch.empty(size, dtype=torch.uint8)
+            peer.body, peer.coming = body, bytes_of(body)
             if size:
                 return False
         self._inbox[peer.key].append(peer.body)

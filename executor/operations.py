@@ -19,7 +19,7 @@ from executor import experts as moe
 from executor.attention_backends import Backend
 from executor.cache import Cache
 from executor.rotary import frequencies
-from executor.rows import join, positions_of, sequences_of, take
+from executor.rows import blocks, join, positions_of, sequences_of, take
 from executor.sampling import GREEDY, Sampling, draws
 from executor.sampling import sample as sampled
 from executor.weights import Weights
@@ -114,7 +114,12 @@ def linear(operation: p.Linear, x: Tensor, weights: Weights) -> Tensor:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return functional.rms_norm(x, (x.shape[-1],), weight, eps)
+    if x.device.type != "cpu":
+        return functional.rms_norm(x, (x.shape[-1],), weight, eps)
+    out = torch.empty(x.shape, dtype=x.dtype)
+    for rows in blocks(x.shape[0], x.device):
+        out[rows] = functional.rms_norm(x[rows], (x.shape[-1],), weight, eps)
+    return out
 
 
 def embed(operation: p.Embed, tokens: Tensor, weights: Weights) -> Tensor:
@@ -191,9 +196,10 @@ def _rotated(operation: p.Rope, qk: Tensor, v: Tensor) -> Tensor:
     cos, sin = _angles(operation.batch, operation.block, operation.theta, operation.scaling, whole, qk.device)
     if operation.slices > 1:
         cos, sin = (table.narrow(-1, operation.slice_index * half, half) for table in (cos, sin))
-    left, right = qk[..., :half], qk[..., half:]
-    rotated[:, : qk.shape[1], :half] = (left * cos).sub_(right * sin)
-    rotated[:, : qk.shape[1], half:] = (right * cos).add_(left * sin)
+    left, right, out = qk[..., :half], qk[..., half:], rotated[:, : qk.shape[1]]
+    for rows in blocks(qk.shape[0], qk.device):
+        out[rows, :, :half] = (left[rows] * cos[rows]).sub_(right[rows] * sin[rows])
+        out[rows, :, half:] = (right[rows] * cos[rows]).add_(left[rows] * sin[rows])
     return rotated
 
 

@@ -16,6 +16,16 @@ from torch import Tensor
 from simulator.costs.work import contiguous_rows
 from simulator.tile import Batch, Block, Tile, num_tokens
 
+BLOCK_ROWS = 256  # of an element-wise pass on a CPU: what it holds meanwhile stays in a core's cache
+
+
+def blocks(num_rows: int, device: torch.device, *, at_once: int = 1) -> Iterator[slice]:
+    """Runs of rows to go over one after another, so that intermediate values are small; on a GPU all at once.
+    ``at_once``: of how many sequences each row is taken."""
+    step = max(1, BLOCK_ROWS // at_once) if device.type == "cpu" else max(1, num_rows)
+    for start in range(0, num_rows, step):
+        yield slice(start, min(start + step, num_rows))
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:

@@ -90,6 +90,10 @@ class SafetensorsSource:
                 f"{self.directory}: {self.place[name]}: tensor {name!r} is missing; {INDEX} says"
             ) from error
 
+    @property
+    def tied_head(self) -> bool:
+        return self.model.tie_word_embeddings
+
     def matrix(self, part: WeightSlice) -> Tensor:
         """[inputs, outputs] in fp32."""
         name = "embed" if part.name == "lm_head" and self.model.tie_word_embeddings else part.name

@@ -35,6 +35,10 @@ TORCH_DTYPES = {
 class Source(Protocol):
     """Where a model's tensors come from: seeded, a file, or noise for a stopwatch. Values on the CPU in fp32."""
 
+    @property
+    def tied_head(self) -> bool:
+        """Whether ``lm_head`` is ``embed`` transposed."""
+
     def matrix(self, part: WeightSlice) -> Tensor:
         """[inputs, outputs]."""
 
@@ -54,7 +58,10 @@ class Weights:
         self._vectors: dict[tuple[str, int, int], Tensor] = {}
 
     def matrix(self, slices: tuple[WeightSlice, ...]) -> Tensor:
-        """The slices side by side: [k, n]."""
+        """The slices side by side: [k, n]. A tied head is the embedding it is the transpose of."""
+        if len(slices) == 1 and slices[0].name == "lm_head" and self.source.tied_head:
+            (part,) = slices
+            return self.matrix((replace(part, name="embed", inputs=part.outputs, outputs=part.inputs),)).T
         if slices not in self._matrices:
             parts = [self._part(part) for part in slices]
             whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
@@ -106,6 +113,10 @@ class SeededSource:
 
     model: Model
     seed: int = 0
+
+    @property
+    def tied_head(self) -> bool:
+        return self.model.tie_word_embeddings
 
     def matrix(self, part: WeightSlice) -> Tensor:
         """A tied ``lm_head`` is ``embed`` transposed."""

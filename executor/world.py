@@ -186,6 +186,7 @@ class DistributedTransport:
 
     def receive(self, operation: p.Recv) -> _Arriving | _OnMesh:
         if self.world.mesh is not None:
+            self.world.mesh.post(operation.source, exchange.MESSAGES, operation.tag, operation.num_bytes)
             return _OnMesh(partial(exchange.message, self.world.mesh, operation))
         value = torch.empty(operation.shape, dtype=TORCH_DTYPES[operation.dtype], device=self.world.device)
         lane = self.world.lanes.get((operation.source, self.world.rank))

@@ -1,8 +1,9 @@
 """Memory of every rank while a program runs: weights, KV cache, the peak of live activations, and buffers.
 
 Weights are the distinct slices the rank's operations name; the cache is what ``Program.caches`` says; activations
-follow from the order of operations and the last reader of every value, as the executor frees them. A view keeps its
-source alive. What it ignores: allocator fragmentation and workspace of a kernel.
+follow from the order of operations and the last reader of every value, as the executor frees them, with what an
+operation holds meanwhile (``simulator.workspace``). A view keeps its source alive. What it ignores: allocators'
+fragmentation and what kernels allocate inside. ``benchmarks.memory_peak`` holds it to torch's own peak.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ from dataclasses import dataclass, replace
 
 from simulator import program as p
 from simulator.cluster import Gpu
-from simulator.costs.work import LSE_BYTES, TOKEN_BYTES, contiguous_rows, local_rows
+from simulator.costs.work import LSE_BYTES, TOKEN_BYTES, contiguous_rows
 from simulator.model import Model
 from simulator.tile import num_tokens
 from simulator.units import DTYPE_BYTES, MiB
 from simulator.weight_image import image_of
+from simulator.workspace import allocated_rows, angle_bytes, tile_bytes, workspace_bytes
 
 CUDA_CONTEXT_BYTES = 512 * MiB  # assumed: driver context and loaded kernels of a process
 COLLECTIVE_BUFFER_BYTES = 392 * MiB  # NCCL's buffers for 8 GPUs; AIConfigurator 0.12 a100_sxm.yaml, misc.nccl_mem
@@ -44,6 +46,7 @@ class Share:
     weights: frozenset[p.WeightSlice]
     kv_cache: int
     activations: int
+    tiles: int = 0  # of a CPU's attention kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,8 @@ def footprint(model: Model, program: p.Program) -> Footprint:
         listed = program.fold is None or rank in program.fold.kept
         if listed and (operations or program.caches[rank]):
             weights = frozenset(_alike(program, weight_slices(model, operations)))
-            ranks[rank] = Share(weights, cache_bytes(model, program, rank), peak_activation_bytes(program, rank))
+            activations, tiles = peak_activation_bytes(program, rank), tile_bytes(operations, program.dtype)
+            ranks[rank] = Share(weights, cache_bytes(model, program, rank), activations, tiles)
     if program.fold is not None:
         for rank, (block, kept) in program.fold.place.items():
             ranks[rank] = _image(model, ranks[kept], block, program.fold.blocks)
@@ -79,7 +83,7 @@ def rank_memory(model: Model, footprints: Sequence[Footprint], gpus: Sequence[Gp
     """Peak of every rank over several programs (e.g. the prefill and the decode step of one policy).
 
     Weights of all programs stay resident; the cache and activations are the largest of any. ``gpus[rank]`` is the
-    rank's device (CPU devices have no context or NCCL buffers).
+    rank's device.
     """
     size = min(DTYPE_BYTES[dtype] for dtype in (model.weight_dtype, *(one.dtype for one in footprints)))
     found = []
@@ -91,10 +95,17 @@ def rank_memory(model: Model, footprints: Sequence[Footprint], gpus: Sequence[Gp
                 weights=_num_parameters(weights, model.num_layers) * size,
                 kv_cache=max((share.kv_cache for share in used), default=0),
                 activations=max((share.activations for share in used), default=0),
-                buffers=CUDA_CONTEXT_BYTES + COLLECTIVE_BUFFER_BYTES if used and gpu.kind == "gpu" else 0,
+                buffers=_buffers(gpu, used),
             )
         )
     return tuple(found)
+
+
+def _buffers(gpu: Gpu, used: Sequence[Share]) -> int:
+    """The driver's and NCCL's on a GPU; on a CPU the attention kernel's own."""
+    if gpu.kind == "gpu":
+        return CUDA_CONTEXT_BYTES + COLLECTIVE_BUFFER_BYTES if used else 0
+    return max((share.tiles for share in used), default=0)
 
 
 def weight_slices(model: Model, operations: Sequence[p.Operation]) -> set[p.WeightSlice]:
@@ -193,10 +204,10 @@ def peak_activation_bytes(program: p.Program, rank: int) -> int:
             if name not in owner:
                 live[name] = num_bytes
                 now += num_bytes
-        peak = max(peak, now)
+        peak = max(peak, now + workspace_bytes(operation, program.dtype))
         for name in expiring.get(index, ()):
             now -= live.pop(name, 0)
-    return peak
+    return peak + angle_bytes(operations)
 
 
 def is_view(operation: p.Slice) -> bool:
@@ -245,9 +256,9 @@ def _output_elements(operation: p.Operation) -> int:
         case p.MergeAttention(num_tokens=tokens, heads=num_heads, head_dim=head_dim):
             return tokens * num_heads * head_dim
         case p.Dispatch(hidden=hidden):
-            return local_rows(operation) * hidden
+            return allocated_rows(operation) * hidden
         case p.Experts(hidden=hidden, peers=peers):
-            return local_rows(operation) * peers * hidden
+            return allocated_rows(operation) * peers * hidden
         case p.Combine(num_tokens=tokens, hidden=hidden):
             return tokens * hidden
         case p.Slice(batch=batch, target=target, row_width=width):
