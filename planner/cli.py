@@ -131,6 +131,18 @@ def _add_planning(commands: Commands) -> None:  # type: ignore[valid-type]
         "--exactness", choices=EXACTNESS, default="drops-possible", help="what the plan may change of the model"
     )
     _json(make)
+    sweep = _command(commands, "sweep", "sweep:sweep", "plan a grid of scenarios, resumably, side by side")
+    scenario_options(sweep)
+    sweep.add_argument(
+        "--vary", action="append", default=[], metavar="FIELD=A,B", help="a field of the scenario; repeat"
+    )
+    sweep.add_argument("-o", "--output", type=Path, default=Path("sweep.jsonl"), metavar="FILE", help="rows; kept rows")
+    sweep.add_argument(
+        "--simulations", type=positive, default=4, metavar="N", help="a race at most (the gap is stated)"
+    )
+    sweep.add_argument("--processes", type=positive, metavar="N", help="on this machine; default: its cores")
+    sweep.add_argument("--ray", metavar="ADDRESS", help="plan on a Ray cluster ('local' starts one; extra: ray)")
+    _json(sweep)
     compare = _command(commands, "compare", "compare:compare", "all schemes side by side on one workload")
     scenario_options(compare)
     compare.add_argument("--seed", type=count, default=0)
