@@ -16,7 +16,7 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from calibration.conformal import intervals
-from calibration.forest import TAUGHT, lessons
+from calibration.forest import lessons, teaches
 from calibration.gaussian import fit_gaussian
 from calibration.network import Training, train
 from calibration.novelty import Fitted, grid, novel_errors
@@ -164,7 +164,7 @@ def _trained(
     shape = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device)
     steps = min(training.steps, max(3000, training.steps_per_row * len(table.seconds)))
     features, log_residual = shape.features, np.log(table.seconds / shape.base_s)
-    if table.kernel in TAUGHT:
+    if teaches(table):
         features, log_residual = lessons(table, coefficients, device, log_residual, training.seed)
     return coefficients, train(features, log_residual, replace(training, steps=steps))
 

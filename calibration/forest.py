@@ -18,8 +18,13 @@ from simulator.costs.physics import Array, Device
 
 TREES, MIN_LEAF, FEATURE_SHARE = 100, 2, 0.5  # chosen on rows inside the A100's training part
 CROSSED_ROWS = 30_000
-# Classes whose columns may be combined at will, and whose tables are too small for networks to find the thresholds.
-TAUGHT = ("gemm",)
+TAUGHT = ("gemm",)  # classes whose columns may be combined at will
+MOST_ROWS = 15_000  # from more, the networks find the thresholds themselves: docs/accuracy.md, H200
+
+
+def teaches(table: Table) -> bool:
+    """Whether a forest's answers are worth having for this table."""
+    return table.kernel in TAUGHT and len(table.seconds) <= MOST_ROWS
 
 
 def crossed(table: Table, num_rows: int, seed: int) -> Array:
