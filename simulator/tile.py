@@ -92,7 +92,9 @@ def merge_spans(spans: tuple[Span, ...]) -> tuple[Span, ...]:
 
 
 def intersect(left: Block, right: Block) -> Block:
-    return tuple(intersect_spans(a, b) for a, b in zip(left, right, strict=True))
+    if left == right:
+        return left
+    return tuple((a if a == b else intersect_spans(a, b)) if a and b else () for a, b in zip(left, right, strict=True))
 
 
 def subtract(left: Block, right: Block) -> Block:

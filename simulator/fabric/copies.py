@@ -19,6 +19,7 @@ class Copies:
 
     on: dict[int, int]
     images: tuple[dict[int, int], ...]
+    used: tuple[frozenset[int], ...]  # what each block uses
 
     def of_message(self, weights: dict[int, float]) -> dict[int, float]:
         """What a message takes from block 0's links together with its images."""
@@ -26,12 +27,13 @@ class Copies:
 
     def of_collective(self, weights: dict[int, float], groups: int) -> dict[int, float]:
         """What a collective of ``groups`` (it and its images: one each block, or one of all) takes from block 0's."""
-        for image in self.images:
-            for mine, theirs in image.items():
-                if groups == 1 and not isclose(weights.get(mine, 0.0), weights.get(theirs, 0.0), rel_tol=1e-12):
-                    raise UnfoldableError("a collective lays unlike bytes on like links")
+        mine = [resource for resource in weights if resource in self.on]
+        for image, used in zip(self.images, self.used, strict=True) if groups == 1 else ():
+            alike = all(isclose(weights[r], weights.get(image[r], 0.0), rel_tol=1e-12) for r in mine)
+            if not alike or sum(resource in used for resource in weights) != len(mine):
+                raise UnfoldableError("a collective lays unlike bytes on like links")
         times = self.on if groups > 1 else dict.fromkeys(self.on, 1)
-        return {resource: weight * times[resource] for resource, weight in weights.items() if resource in self.on}
+        return {resource: weights[resource] * times[resource] for resource in mine}
 
 
 def copies_on(fold: Fold, topology: Topology) -> Copies | None:
@@ -56,4 +58,4 @@ def copies_on(fold: Fold, topology: Topology) -> Copies | None:
                 return None
             on[x] += x == y
         images.append(image)
-    return Copies(on, tuple(images))
+    return Copies(on, tuple(images), tuple(frozenset(image.values()) for image in images))

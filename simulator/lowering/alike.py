@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import chain
-
 from simulator.fold import Fold, UnfoldableError
 from simulator.lowering.redistribution import Plan
-from simulator.tile import Tile
+from simulator.tile import Block, Span, Tile
 
-Step = tuple[int, int, tuple[int, ...]]
+Place = tuple[int, int, int, Span, Block]
+Step = tuple[int, int, Place]
 
 
 def check_alike(plan: Plan, fold: Fold) -> None:
@@ -32,7 +31,6 @@ def check_alike(plan: Plan, fold: Fold) -> None:
         raise UnfoldableError("blocks redistribute in different ways")
 
 
-def _within(part: Tile, whole: Tile) -> tuple[int, ...]:
-    spans = (edge for group in part.block for edge in (*chain.from_iterable(group), -1))
+def _within(part: Tile, whole: Tile) -> Place:
     start = whole.columns[0]
-    return (part.columns[0] - start, part.columns[1] - start, whole.columns[1] - start, *part.dims, *spans)
+    return (part.columns[0] - start, part.columns[1] - start, whole.columns[1] - start, part.dims, part.block)

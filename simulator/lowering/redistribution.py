@@ -19,7 +19,17 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from simulator.placement import Multicast
-from simulator.tile import Span, Tile, intersect, intersect_tiles, is_empty, split_block, subtract, union
+from simulator.tile import (
+    Span,
+    Tile,
+    intersect,
+    intersect_columns,
+    intersect_tiles,
+    is_empty,
+    split_block,
+    subtract,
+    union,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +88,8 @@ def plan(
     chunks: int,
 ) -> Plan:
     """Moves that give every need its tile. ``nodes[rank]`` is a rank's node."""
-    turns, asked = _turns(held), [number for number, _ in _turns(needs, by_columns=True)]
-    wanted = [_sources(held, need, turn, nodes, turns) for turn, need in zip(asked, needs, strict=True)]
+    supply = _Supply(held, nodes)
+    wanted = [supply.sources(need, turn) for need, turn in zip(needs, _turns(needs), strict=True)]
     draft = _Draft(list(held))
     parts: list[list[tuple[int, Tile]]] = [[] for _ in needs]
     remote: dict[tuple[int, int], list[tuple[int, Tile]]] = {}
@@ -99,47 +109,115 @@ def plan(
     return Plan(needs, tuple(draft.holdings), tuple(draft.moves), tuple(tuple(part) for part in parts))
 
 
-def _turns(held: tuple[Holding, ...], *, by_columns: bool = False) -> list[tuple[int, int]]:
-    """Of every holding: its number among those of the same tile (or columns of it), and how many they are."""
-    alike: dict[object, list[int]] = {}
-    for index, holding in enumerate(held):
-        tile = holding.tile
-        alike.setdefault((tile.columns, tile.dims) if by_columns else tile, []).append(index)
-    turns = [(0, 1)] * len(held)
-    for indices in alike.values():
-        for number, index in enumerate(indices):
-            turns[index] = number, len(indices)
+class _Supply:
+    """Who holds which tile. Of those that hold the same one, a need takes its own rank, then one of its node, then of
+    all in turn."""
+
+    def __init__(self, held: tuple[Holding, ...], nodes: tuple[int, ...]) -> None:
+        self.held, self.nodes = held, nodes
+        self.by_columns: dict[tuple[Span, Span], dict[Tile, _Holders]] = {}
+        self.offers: dict[Tile, _Offers] = {}
+        self.first: dict[int, int] = {}
+        for index, holding in enumerate(held):
+            tiles = self.by_columns.setdefault((holding.tile.columns, holding.tile.dims), {})
+            holders = tiles.get(holding.tile)
+            if holders is None:
+                holders = tiles[holding.tile] = _Holders()
+            holders.add(index, holding.rank, nodes[holding.rank])
+            self.first.setdefault(holding.rank, index)
+
+    def sources(self, need: Holding, turn: int) -> tuple[tuple[int, Tile], ...]:
+        """Which holding gives which part of ``need``, the best first where tiles overlap."""
+        own = self.first.get(need.rank)
+        if own is not None and self.held[own].tile == need.tile:
+            return ((own, need.tile),)
+        offers, node = self._offers(need.tile), self.nodes[need.rank]
+        if offers.disjoint:
+            found = [(holders.best(need.rank, node, turn)[2], part) for holders, part in offers.parts]
+        else:
+            best = sorted(holders.best(need.rank, node, turn) for holders, _ in offers.parts)
+            found = self._taken(need.tile, [index for *_, index in best])
+        return tuple(sorted(found, key=lambda item: (item[1].columns, item[1].dims, item[0])))
+
+    def _offers(self, tile: Tile) -> _Offers:
+        """What every tile held has of ``tile``."""
+        offers = self.offers.get(tile)
+        if offers is None:
+            parts = [
+                (holders, part)
+                for (columns, dims), tiles in self.by_columns.items()
+                if intersect_columns(columns, tile.columns) and intersect_columns(dims, tile.dims)
+                for held, holders in tiles.items()
+                for part in (intersect_tiles(held, tile),)
+                if part is not None
+            ]
+            whole = [(holders.indices[0], part) for holders, part in parts]
+            disjoint = self._taken(tile, [index for index, _ in whole]) == whole
+            offers = self.offers[tile] = _Offers(parts, disjoint)
+        return offers
+
+    def _taken(self, wanted: Tile, order: Sequence[int]) -> list[tuple[int, Tile]]:
+        """What each holding gives of ``wanted`` after those before it."""
+        found: list[tuple[int, Tile]] = []
+        missing = [wanted]
+        for index in order:
+            rest: list[Tile] = []
+            for tile in missing:
+                part = intersect_tiles(self.held[index].tile, tile)
+                if part is None:
+                    rest.append(tile)
+                else:
+                    found.append((index, part))
+                    rest.extend(_remainder(tile, part))
+            missing = rest
+            if not missing:
+                break
+        assert not missing or all(is_empty(tile.block) for tile in missing), f"nobody holds {missing} of {wanted}"
+        return found
+
+
+@dataclass(slots=True)
+class _Holders:
+    """Holdings of one tile, in order; the first of every rank, and the numbers of every node's."""
+
+    indices: list[int] = field(default_factory=list)
+    by_rank: dict[int, int] = field(default_factory=dict)
+    by_node: dict[int, list[int]] = field(default_factory=dict)
+
+    def add(self, index: int, rank: int, node: int) -> None:
+        self.by_rank.setdefault(rank, index)
+        self.by_node.setdefault(node, []).append(len(self.indices))
+        self.indices.append(index)
+
+    def best(self, rank: int, node: int, turn: int) -> tuple[int, int, int]:
+        """(0 own, 1 the node's, 2 another's; places from its turn; the holding)."""
+        own, count = self.by_rank.get(rank), len(self.indices)
+        if own is not None:
+            return 0, 0, own
+        near = self.by_node.get(node)
+        if near is not None:
+            number = min(near, key=lambda number: (number - turn) % count)
+            return 1, (number - turn) % count, self.indices[number]
+        return 2, 0, self.indices[turn % count]
+
+
+@dataclass(frozen=True, slots=True)
+class _Offers:
+    """Holders and their part of a wanted tile; ``disjoint``: no two parts overlap, so all are taken."""
+
+    parts: list[tuple[_Holders, Tile]]
+    disjoint: bool
+
+
+def _turns(needs: tuple[Holding, ...]) -> list[int]:
+    """Of every need: its number among those of the same columns."""
+    asked: dict[tuple[Span, Span], int] = {}
+    turns = []
+    for need in needs:
+        columns = (need.tile.columns, need.tile.dims)
+        asked[columns] = asked.get(columns, -1) + 1
+        turns.append(asked[columns])
     return turns
-
-
-def _sources(
-    held: tuple[Holding, ...], need: Holding, turn: int, nodes: tuple[int, ...], turns: Sequence[tuple[int, int]]
-) -> tuple[tuple[int, Tile], ...]:
-    """Which holding gives which part of ``need``: itself, its node, then of those that hold the same in turn."""
-
-    def preference(i: int) -> tuple[int, int, int]:
-        if held[i].rank == need.rank:
-            return 0, 0, i
-        number, count = turns[i]
-        return (2 if nodes[held[i].rank] != nodes[need.rank] else 1), (number - turn) % count, i
-
-    order = sorted(range(len(held)), key=preference)
-    found: list[tuple[int, Tile]] = []
-    missing = [need.tile]
-    for index in order:
-        rest: list[Tile] = []
-        for tile in missing:
-            part = intersect_tiles(held[index].tile, tile)
-            if part is None:
-                rest.append(tile)
-            else:
-                found.append((index, part))
-                rest.extend(_remainder(tile, part))
-        missing = rest
-        if not missing:
-            break
-    assert not missing or all(is_empty(tile.block) for tile in missing), f"nobody holds {missing} for {need}"
-    return tuple(sorted(found, key=lambda item: (item[1].columns, item[1].dims, item[0])))
 
 
 def _remainder(tile: Tile, part: Tile) -> list[Tile]:
