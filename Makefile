@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both make .venv and install what they need.
+# Two commands: `make demo` and `make test`. Both make .venv and install what they need; `make install` does only that.
 # `make validate` (root) runs the campaign of emulated clusters; it takes up where it was stopped.
 PYTHON ?= python3.11
 VENV := .venv
@@ -6,7 +6,9 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo test validate lint types layers unit format clean
+.PHONY: install demo test validate lint types layers unit format clean
+
+install: $(STAMP)
 
 demo: $(STAMP)
 	@$(BIN)/python -m planner.demo

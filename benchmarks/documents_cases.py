@@ -30,7 +30,9 @@ PAGE = Path("docs/documents-cases.md")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[2])
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--limit", type=int, default=40, help="simulations a race at most")
+    parser.add_argument(
+        "--limit", type=int, default=400, help="simulations a race at most; a twentieth for the best pool"
+    )
     arguments = parser.parse_args()
     cases = {f"nic{nics}-{tokens}": (nics, tokens) for nics in NICS for tokens in LENGTHS}
     rows = sweep(cases, partial(run, limit=arguments.limit), ROWS, processes=arguments.processes)

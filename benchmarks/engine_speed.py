@@ -4,8 +4,9 @@
 The program: tensor parallel 8 (NVLink) × pipeline 8 (one NIC a GPU) × replicas, 8 micro-batches through 80 layers,
 12 operations a layer, of which 2 all-reduces; 1,024 GPUs are 16 replicas and 0.98 M operations. *One NIC a node*: the
 8 ranks of a stage share it. The documents' FA Pool: 256 messages at once on 8 NICs, keys sent to each pool GPU
-(direct), or handed on (tree, chain). Durations are given, so this times dependencies, clock, link sharing and the
-timeline, not the cost model. Seconds are CPU seconds, the least of three runs.
+(direct), or handed on (tree, chain); and with heads in 8 groups, whole and *folded*, where one block of like ranks is
+played for all eight: its operations are counted as the whole program's. Durations are given, so this times
+dependencies, clock, link sharing and the timeline, not the cost model. Seconds are CPU seconds, the least of three.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from typing import Literal
 
 from simulator import presets
 from simulator.cluster import Cluster, Gpu, Nics, Node, NodeLink
+from simulator.fold import folds
 from simulator.formats.files import write_atomically
 from simulator.lowering import lower
-from simulator.placement import AttentionGrid, Placement, Stage
+from simulator.placement import AttentionGrid, Placement, Stage, even_split
 from simulator.program import Add, Collective, Operation, Program, Recv, Send
 from simulator.simulation.engine import run
 from simulator.workload import prefill_step
@@ -146,8 +148,26 @@ def documents_step(multicast: Literal["direct", "tree", "chain"] = "direct") -> 
     ), machine
 
 
+def grouped_step(multicast: Literal["direct", "tree", "chain"], *, folded: bool) -> tuple[Program, Cluster]:
+    """The same with the heads in 8 groups, each on one GPU of every pool node."""
+    model, pool = presets.model("fa-pool"), range(8, 40)
+    stage = Stage(
+        first_layer=0,
+        last_layer=model.num_layers,
+        attention_ranks=tuple(rank for group in range(8) for rank in pool[group::8]),
+        grid=AttentionGrid(heads=even_split(model.num_attention_heads, 8), query_blocks=4),
+        feed_forward_ranks=tuple(range(8)),
+        tensor_degree=8,
+    )
+    machine, placement = presets.cluster("dgx-a100-5"), Placement(name="pool", stages=(stage,), kv_multicast=multicast)
+    nodes = [node for node, _, _ in machine.rank_nodes()]
+    fold = next(folds(model, [placement])) if folded else None
+    return lower(model, prefill_step(1, 16384), placement, nodes=nodes, fold=fold), machine
+
+
 def measure(name: str, built: Program, machine: Cluster) -> dict[str, float | str]:
     """One program: CPU seconds of ``run`` and operations per second."""
+    operations = built.num_operations * (1 if built.fold is None else built.fold.blocks)
     durations = [[COMPUTE_S] * len(operations) for operations in built.ranks]
     seconds = math.inf
     for _ in range(3):
@@ -157,9 +177,9 @@ def measure(name: str, built: Program, machine: Cluster) -> dict[str, float | st
     return {
         "program": name,
         "gpus": len(timeline.ranks),
-        "operations": built.num_operations,
+        "operations": operations,
         "simulate_s": round(seconds, 3),
-        "operations_per_s": round(built.num_operations / seconds),
+        "operations_per_s": round(operations / seconds),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "step_s": timeline.duration_s,
     }
@@ -187,13 +207,17 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="64 GPUs each")
     options = parser.parse_args()
     rows = [measure(f"documents' FA Pool step, {way}", *documents_step(way)) for way in ("direct", "tree", "chain")]
+    for way in ("direct", "tree", "chain"):
+        for folded in (False, True):
+            name = f"FA Pool step, 8 head groups, {way}{', folded' if folded else ''}"
+            rows.append(measure(name, *grouped_step(way, folded=folded)))
     for replicas in options.replicas:
         built = program(replicas)
         for nics, name in ((8, ""), (1, ", one NIC a node")):
             rows.append(measure(f"TP 8 x PP 8 x {replicas}{name}", built, cluster(len(built.ranks), nics)))
             print(rows[-1], file=sys.stderr)
     if options.figure:
-        options.figure.write_text(figure(rows[3::2]))
+        options.figure.write_text(figure(rows[-2 * len(options.replicas) :: 2]))
     about = {"python": platform.python_version(), "cores": os.cpu_count(), "machine": platform.machine()}
     result = {"environment": about, "tag": "measured", "rows": rows}
     if options.output:

@@ -56,13 +56,15 @@ def run(
     *,
     place: Place = "gloo",
     hosts: Cluster | None = None,
+    transport: str = "mesh",
     directory: Path | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     limit_s: float = DEFAULT_LIMIT_S,
     on_step: OnStep | None = None,
 ) -> Measurement:
     """Run ``generation`` on this machine. ``directory`` keeps each rank's finished steps, readable after a crash;
-    ``hosts`` are the nodes and link rates that place ``emulated`` takes on.
+    ``hosts`` are the nodes and link rates that place ``emulated`` takes on. ``transport``: how processes' values
+    travel: ``mesh``, which ranks serve themselves, or ``gloo`` (torch.distributed), which has threads of its own.
 
     Raises ExecutionError naming the rank and its last operation if a rank dies, or does nothing for ``timeout_s``.
     """
@@ -75,7 +77,9 @@ def run(
             with ExitStack() as stack:
                 seats = stack.enter_context(EmulatedHosts(_stated(hosts))).seats if place == "emulated" else ()
                 folder = directory or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attnplan-run-")))
-                world = Supervisor(generation.num_ranks, directory=folder, timeout_s=timeout_s, seats=seats)
+                world = Supervisor(
+                    generation.num_ranks, directory=folder, timeout_s=timeout_s, seats=seats, transport=transport
+                )
                 stack.enter_context(world)
                 return execute(generation, world, limit_s=limit_s, on_step=on_step).measurement
 

@@ -53,11 +53,17 @@ class Supervisor:
     """A world of processes on this machine. Reusable: each ``run`` is a job on every rank."""
 
     def __init__(
-        self, size: int, *, directory: Path | None = None, timeout_s: float = 60.0, seats: Sequence[Seat] = ()
+        self,
+        size: int,
+        *,
+        directory: Path | None = None,
+        timeout_s: float = 60.0,
+        seats: Sequence[Seat] = (),
+        transport: str = "mesh",
     ) -> None:
-        """``seats``: where each rank's process belongs (``executor.emulated_hosts``); none: here, rank i on core i mod
-        cores."""
-        self.size, self.timeout_s = size, timeout_s
+        """``transport``: how values travel, ``mesh`` or ``gloo`` (``executor.world``); ``seats``: where each rank's
+        process belongs (``executor.emulated_hosts``); none: here, rank i on core i mod cores."""
+        self.size, self.timeout_s, self.transport = size, timeout_s, transport
         self.seats = tuple(seats)[:size] or seats_here(size)
         self._made = tempfile.TemporaryDirectory(prefix="attnplan-") if directory is None else None
         self.directory = Path(self._made.name) if self._made else Path(directory or "")
@@ -76,10 +82,10 @@ class Supervisor:
     def _start(self, rank: int) -> _Process:
         log, seat = self.directory / f"rank{rank}.log", self.seats[rank]
         command = [*seat.command, sys.executable, "-m", "executor.worker", str(rank), str(self.size)]
-        nodes = ",".join(str(seat.node) for seat in self.seats)
+        nodes, limit_s = ",".join(str(seat.node) for seat in self.seats), 10 * self.timeout_s + START_LIMIT_S
         with log.open("wb") as file:
             popen = subprocess.Popen(
-                [*command, str(self.directory), str(10 * self.timeout_s + START_LIMIT_S), nodes, str(seat.slowdown)],
+                [*command, str(self.directory), str(limit_s), nodes, str(seat.slowdown), self.transport],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=file,

@@ -88,10 +88,11 @@ def main() -> None:
     ask_for_slices()  # inherited by the threads of torch and gloo
     import torch
 
-    from executor.world import join_gloo
+    from executor.world import Transport, join_gloo
 
     torch.set_num_threads(1)
-    world = join_gloo(rank, size, directory / "store", timeout_s)
+    transport: Transport = "mesh" if sys.argv[7] == "mesh" else "gloo"
+    world = join_gloo(rank, size, directory / "store", timeout_s, transport)
     world.nodes = tuple(int(node) for node in sys.argv[5].split(","))
     world.slowdown = float(sys.argv[6])
     progress.note(State.IDLE)

@@ -1,5 +1,5 @@
-"""World: the ranks of a run and how their transfers travel — a mesh between processes that met over gloo, NCCL between
-GPUs.
+"""World: the ranks of a run and how their transfers travel — between processes over gloo, or over a mesh of connections
+(``mesh``) that they met for over gloo; between GPUs over NCCL.
 
 Sends never wait, and a value is waited for only when it is read. NCCL has no tags: messages between two ranks pair by
 order, which ``check_order`` asserts, and every direction of a pair has a communicator of its own so that a send can
@@ -22,10 +22,12 @@ from torch import Tensor
 
 from executor import exchange, mesh
 from executor.transfers import Issued, padded, side_by_side
+from executor.two_levels import TwoLevelAllReduce, levels_of
 from executor.weights import TORCH_DTYPES, Weights
 from simulator import program as p
 from simulator.errors import ExecutionError
 
+Transport = Literal["mesh", "gloo"]
 BARRIERS = 2  # the mesh's channel for them
 LOOPBACK = {"Linux": "lo", "Darwin": "lo0"}
 
@@ -58,9 +60,25 @@ class World:
                     self.lanes[pair] = dist.new_group(list(pair), backend="nccl")
 
     def meet(self, ranks: tuple[int, ...]) -> None:
-        """Make the group of a collective, once; a mesh needs none. All ranks of the world call this alike."""
-        if self.mesh is None and ranks not in self.groups and len(ranks) > 1:
-            self.groups[ranks] = dist.new_group(list(ranks), backend=self.backend)
+        """Make the groups a collective of ``ranks`` may need, once; a mesh needs none. All ranks of the world call this
+        alike."""
+        levels = levels_of(ranks, self.nodes)
+        for part in (ranks, *(levels.groups if levels else ())) if self.mesh is None else ():
+            if part not in self.groups and len(part) > 1:
+                self.groups[part] = dist.new_group(list(part), backend=self.backend)
+
+    def two_levels(self, operation: p.Collective) -> tuple[dist.ProcessGroup, dist.ProcessGroup] | None:
+        """This rank's group inside its node and across nodes, where the program asks for a hierarchical all-reduce and
+        its ranks allow one. ``auto`` is the library's own way: gloo's ring; NCCL chooses itself."""
+        levels = levels_of(operation.ranks, self.nodes)
+        if operation.kind != "all_reduce" or operation.algorithm != "hierarchical" or levels is None:
+            return None
+        inside, across = (
+            self.groups[next(ranks for ranks in part if self.rank in ranks)] for part in (levels.inside, levels.across)
+        )
+        assert inside is not None
+        assert across is not None
+        return inside, across
 
     def barrier(self) -> None:
         if self.mesh is not None:
@@ -69,13 +87,14 @@ class World:
             dist.barrier()
 
 
-def join_gloo(rank: int, size: int, store: Path, timeout_s: float) -> World:
+def join_gloo(rank: int, size: int, store: Path, timeout_s: float, transport: Transport = "mesh") -> World:
     """Join the processes of this machine that meet at the file ``store``."""
     os.environ.setdefault("GLOO_SOCKET_IFNAME", LOOPBACK.get(os.uname().sysname, "lo"))
     dist.init_process_group(
         "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=timeout_s)
     )
-    return World(rank, size, "gloo", torch.device("cpu"), mesh=mesh.join(rank, size, agree))
+    connected = mesh.join(rank, size, agree) if transport == "mesh" else None
+    return World(rank, size, "gloo", torch.device("cpu"), mesh=connected)
 
 
 def agree(numbers: list[int]) -> list[list[int]]:
@@ -143,7 +162,7 @@ def check_order(program: p.Program) -> None:
 class _Arriving:
     """A transfer of torch.distributed under way and the value it fills."""
 
-    work: dist.Work | None
+    work: dist.Work | TwoLevelAllReduce | None
     value: Tensor
     operation: p.Recv | p.Collective
 
@@ -212,6 +231,9 @@ class DistributedTransport:
         out = value
         match operation.kind:
             case "all_reduce":
+                levels = self.world.two_levels(operation)
+                if levels is not None:
+                    return _Arriving(TwoLevelAllReduce(value, *levels), out, operation)
                 work = dist.all_reduce(value, group=group, async_op=True)
             case "broadcast":
                 work = dist.broadcast(value, src=operation.ranks[0], group=group, async_op=True)

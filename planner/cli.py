@@ -193,6 +193,12 @@ def _run_options(run: argparse.ArgumentParser) -> None:
     run.add_argument("--backend", metavar="NAME", help="attention backend, e.g. triton (default: the first that works)")
     run.add_argument("--graphs", action="store_true", help="replay decode steps as CUDA graphs, where there is a GPU")
     run.add_argument(
+        "--transport",
+        choices=("mesh", "gloo"),
+        default="mesh",
+        help="how CPU ranks' values travel: connections they serve themselves, or torch.distributed over gloo",
+    )
+    run.add_argument(
         "--compress", choices=("none", "int8", "topk"), default="none", help="pack messages; says what that loses"
     )
     run.add_argument("--batches", type=int, metavar="N", help="serve N batches, switching placements; writes a log")

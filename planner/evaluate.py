@@ -20,7 +20,7 @@ from simulator.errors import InfeasibleError
 from simulator.fold import Fold, UnfoldableError
 from simulator.kernel import Kernel
 from simulator.lowering import lower
-from simulator.memory import rank_memory
+from simulator.memory import Footprint, rank_memory
 from simulator.placement import Placement
 from simulator.profile import Tag
 from simulator.program import Program
@@ -114,25 +114,25 @@ def _evaluated(placement: Placement, timeline: Timeline, step_s: float) -> Evalu
 
 def memory_of(problem: Problem, programs: Sequence[Program]) -> tuple[RankBytes, ...]:
     """Bytes of every used rank over these programs, against its device's."""
-    footprints = [problem.footprint(program) for program in programs]
-    places = problem.cluster.rank_nodes()
-    gpus = [problem.cluster.gpu_named(node.gpu) for _, _, node in places]
-    rows = []
-    for rank, used in enumerate(rank_memory(problem.model, footprints, gpus)):
-        if used.total:
-            capacity = gpus[rank].memory_bytes
-            rows.append(
-                RankBytes(
-                    rank=rank,
-                    weights_bytes=used.weights,
-                    kv_cache_bytes=used.kv_cache,
-                    activations_bytes=used.activations,
-                    buffers_bytes=used.buffers,
-                    capacity_bytes=capacity,
-                    headroom_bytes=capacity - used.total,
-                )
-            )
-    return tuple(rows)
+    return resident_bytes(problem, [problem.footprint(program) for program in programs])
+
+
+def resident_bytes(problem: Problem, footprints: Sequence[Footprint]) -> tuple[RankBytes, ...]:
+    """As ``memory_of``, all footprints' weights resident side by side."""
+    gpus = [problem.cluster.gpu_named(node.gpu) for _, _, node in problem.cluster.rank_nodes()]
+    return tuple(
+        RankBytes(
+            rank=rank,
+            weights_bytes=used.weights,
+            kv_cache_bytes=used.kv_cache,
+            activations_bytes=used.activations,
+            buffers_bytes=used.buffers,
+            capacity_bytes=gpus[rank].memory_bytes,
+            headroom_bytes=gpus[rank].memory_bytes - used.total,
+        )
+        for rank, used in enumerate(rank_memory(problem.model, footprints, gpus))
+        if used.total
+    )
 
 
 def lacking(memory: tuple[RankBytes, ...]) -> RankBytes | None:

@@ -140,8 +140,8 @@ def place_of(on: On, cluster: Cluster) -> Place:
 @dataclass(frozen=True, slots=True)
 class RunOptions:
     """How to run: where, how often, and for how long at most; a directory of weights (None: seeded), how tokens are
-    chosen (None: greedily), the attention backend (None: the first that works), and whether decode steps are
-    replayed as CUDA graphs."""
+    chosen (None: greedily), the attention backend (None: the first that works), whether decode steps are replayed as
+    CUDA graphs, and how CPU ranks' values travel (``executor.world``)."""
 
     on: On = "auto"
     repeats: int = 3
@@ -153,6 +153,7 @@ class RunOptions:
     sampling: Sampling | None = None
     backend: str | None = None
     graphs: bool = False
+    transport: str = "mesh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +195,7 @@ def execute(
         directory=options.directory,
         timeout_s=options.timeout_s,
         limit_s=options.limit_s,
+        transport=options.transport,
         on_step=on_step,
     )
     measured = measured.model_copy(update={"question": question, "allocation": digest(allocation)})

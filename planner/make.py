@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from planner.cache_fit import sliced
-from planner.evaluate import Evaluated, doubt_of, evaluate_until, lacking, memory_of, metrics_of, step_interval
-from planner.exploring.critical_path import difference
+from planner.choice import choose
+from planner.evaluate import Evaluated
 from planner.pair import Pair, race_pair, race_prefill
 from planner.policy import (
     Option,
@@ -24,25 +23,13 @@ from planner.policy import (
 )
 from planner.problem import Problem, load_problem
 from planner.processes import each
-from planner.rivals import baselines, rule_placement
-from planner.search import Race, Rival
-from planner.space import Question
 from simulator.allocation import (
     Allocation,
-    Alternative,
-    Binding,
-    BindingKind,
     Choice,
     Digests,
-    Exactness,
-    Interval,
-    ParetoPoint,
     Threshold,
     digest,
 )
-from simulator.errors import InfeasibleError
-from simulator.placement import Placement
-from simulator.program import Program
 from simulator.scenario import Scenario
 from simulator.simulation.clock import collector_paused
 from simulator.workload import Bucket, Phase
@@ -74,7 +61,7 @@ def make_problem(problem: Problem, *, limit: int | None = None, workers: int = 1
 
 
 def _make(problem: Problem, limit: int | None, workers: int) -> Allocation:
-    buckets = sorted(problem.workload.buckets, key=lambda bucket: -bucket.tokens)  # the longest job first
+    buckets = _longest_jobs_first(problem.workload.buckets)
     plain = replace(problem)  # a copy: what a problem keeps cannot all be sent
     found = each(partial(plan_pair, plain, limit=limit), buckets, workers)
     planned = {bucket.name: one for bucket, one in zip(buckets, found, strict=True)}
@@ -115,6 +102,15 @@ def _together(problem: Problem, own: list[Option], limit: int | None, workers: i
         if chosen is not None:
             return chosen
     raise why_none(problem, own)
+
+
+def _longest_jobs_first(buckets: Sequence[Bucket]) -> list[Bucket]:
+    """From both ends: long prompts have long simulations, short ones many candidates close to each other."""
+    left = sorted(buckets, key=lambda bucket: bucket.tokens)
+    order: list[Bucket] = []
+    while left:
+        order.append(left.pop(-1 if len(order) % 2 == 0 else 0))
+    return order
 
 
 @dataclass(frozen=True)
@@ -162,124 +158,6 @@ def digests(problem: Problem) -> Digests:
         workload=digest(problem.workload),
         profiles={name: digest(profile) for name, profile in sorted(problem.profiles.items())},
     )
-
-
-def choose(
-    problem: Problem, bucket: Bucket, found: Race, beside: tuple[Program, ...], *, taken: Evaluated | None = None
-) -> Choice:
-    """The winner of a race as an entry of the policy. ``taken``: another one that was simulated, because the policy as
-    a whole is better with it; its gap is then to the winner, and it has no runner-up."""
-    ranking, question = found.ranking(), found.question
-    first, pool = found.simulated[ranking[0].row], found.best_pool()
-    winner = first if taken is None else taken
-    own_best = winner.placement == first.placement
-    second = found.runner_up() if own_best else None
-    margin = None if second is None else _margin(problem, found, ranking[0], second)
-    search = found.search()
-    if not own_best:
-        ours = next(rival.score for rival in ranking if found.simulated[rival.row].placement == winner.placement)
-        search = search.model_copy(update={"gap": 1.0 - ranking[0].score * (1.0 - search.gap) / ours})
-    return Choice(
-        phase=question.phase,
-        bucket=bucket.name,
-        min_tokens=bucket.min_tokens,
-        max_tokens=bucket.max_tokens,
-        tokens=question.tokens,
-        batch=question.batch,
-        placement=winner.placement,
-        num_gpus=winner.num_gpus,
-        pool_gpus=winner.pool_gpus,
-        metrics=metrics_of(problem, question, winner),
-        memory=memory_of(problem, [winner.program, *beside]),
-        binding=binding_of(winner),
-        exactness=exactness_of(problem, winner.placement),
-        runner_up=None if second is None else alternative(problem, found.simulated[second.row]),
-        margin=margin,
-        too_close_to_call=margin is not None and margin.p05 <= 0.0,
-        rule=_rival(problem, question, rule_placement(question), found.cache),
-        baselines=tuple(_rival(problem, question, one, found.cache) for one in baselines(question)),
-        best_pool=None if pool is None else alternative(problem, found.simulated[pool.row]),
-        pareto=_pareto(found),
-        search=search,
-    )
-
-
-def _margin(problem: Problem, found: Race, first: Rival, second: Rival) -> Interval:
-    """(runner-up − ours) / ours in the objective."""
-    ours, other = found.simulated[first.row], found.simulated[second.row]
-    below, above = difference(doubt_of(problem, ours), doubt_of(problem, other))
-    value = second.score / first.score - 1.0
-    return Interval(
-        value=value,
-        p05=value - below / ours.step_s,
-        p95=value + above / ours.step_s,
-        tag=step_interval(problem, ours).tag,
-    )
-
-
-def alternative(problem: Problem, found: Evaluated) -> Alternative:
-    return Alternative(
-        name=found.placement.name,
-        placement=found.placement,
-        num_gpus=found.num_gpus,
-        pool_gpus=found.pool_gpus,
-        step_s=step_interval(problem, found),
-    )
-
-
-def _rival(problem: Problem, question: Question, placement: Placement | str, cache: Placement | None) -> Alternative:
-    """A named rival, simulated; or why it cannot be."""
-    if isinstance(placement, str):
-        return Alternative(
-            name=placement.split(":")[0], placement=None, num_gpus=0, pool_gpus=0, step_s=None, infeasible=placement
-        )
-    found: Evaluated | str | None
-    try:
-        found = evaluate_until(problem, question, placement, cache, math.inf)
-    except InfeasibleError as error:
-        found = str(error)
-    if isinstance(found, Evaluated):
-        short = lacking(memory_of(problem, [found.program]))
-        if short is None:
-            return alternative(problem, found)
-        found = f"rank {short.rank} lacks {-short.headroom_bytes} bytes"
-    return Alternative(
-        name=placement.name, placement=placement, num_gpus=len(placement.ranks), pool_gpus=len(placement.pool_ranks),
-        step_s=None, infeasible=found,
-    )  # fmt: skip
-
-
-def _pareto(found: Race) -> tuple[ParetoPoint, ...]:
-    """Of the simulated candidates: those no other beats with as few GPUs."""
-    points: list[ParetoPoint] = []
-    rows = sorted((one.num_gpus, one.step_s, row) for row, one in found.simulated.items() if row not in found.refused)
-    for gpus, step_s, row in rows:
-        if not points or step_s < points[-1].step_s:
-            points.append(ParetoPoint(num_gpus=gpus, step_s=step_s, name=found.simulated[row].placement.name))
-    return tuple(points)
-
-
-def binding_of(found: Evaluated) -> Binding:
-    """What the critical path is made of."""
-    seconds = found.path.seconds()
-    shares = {kind: value / found.step_s for kind, value in seconds.items() if value > 0}
-    kind = max(shares, key=lambda name: (shares[name], name))
-    kinds: dict[str, BindingKind] = {
-        "gemm": "compute", "experts": "compute", "memory": "compute", "attention": "attention",
-        "collective": "collective", "network": "network", "waiting": "network",
-    }  # fmt: skip
-    detail = ", ".join(f"{name} {share:.0%}" for name, share in sorted(shares.items(), key=lambda item: -item[1]))
-    return Binding(kind=kinds[kind], share=min(shares[kind], 1.0), shares=shares, detail=f"critical path: {detail}")
-
-
-def exactness_of(problem: Problem, placement: Placement) -> Exactness:
-    """A softmax per slice is another model; capacity slots drop tokens when experts are unevenly loaded; all else is
-    exact."""
-    if sliced(placement) and placement.dim_mode == "per_slice":
-        return "model-changing"
-    experts = problem.model.experts
-    drops = experts is not None and experts.capacity_factor is not None
-    return "drops-possible" if drops and any(layer.routed for layer in problem.model.layers) else "exact"
 
 
 def _threshold(policy: tuple[Choice, ...], phase: Phase) -> Threshold:

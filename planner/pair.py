@@ -21,7 +21,7 @@ from planner.space import enumerate_space
 from simulator.errors import InfeasibleError
 from simulator.workload import Bucket
 
-POOL_SIMULATIONS = 2  # pools beside a race, to show the best even where none can win
+POOL_SHARE = 20  # of a limit's simulations, one pool beside a race, to show the best even where none can win
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ def race_pair(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> 
     """The best pair of placements. Pools are tried before a winner is taken, as under a limit one may be better."""
     decode = race(problem, problem.question("decode", bucket), limit=limit)
     try_static(problem, decode, ())
-    try_pools(problem, decode, (), simulations=POOL_SIMULATIONS)
+    try_pools(problem, decode, (), simulations=_pools(limit))
     winner = decode.simulated[decode.ranking()[0].row]
     if not sliced(winner.placement):
         return Pair(decode, race_prefill(problem, bucket, winner, limit))
     whole = enumerate_space(decode.question)["scheme"] != Scheme.TWO_LEVEL
     other = race(problem, decode.question, rows=np.asarray(whole), limit=limit)
-    try_pools(problem, other, (), simulations=POOL_SIMULATIONS)
+    try_pools(problem, other, (), simulations=_pools(limit))
     second = other.simulated[other.ranking()[0].row]
     pair = Pair(other, race_prefill(problem, bucket, second, limit))
     try:
@@ -58,6 +58,10 @@ def race_pair(problem: Problem, bucket: Bucket, *, limit: int | None = None) -> 
     except InfeasibleError:
         return pair
     return one if pair_cost(problem, bucket, one) < pair_cost(problem, bucket, pair) else pair
+
+
+def _pools(limit: int | None) -> int | None:
+    return None if limit is None else max(limit // POOL_SHARE, 1)
 
 
 def race_prefill(problem: Problem, bucket: Bucket, decoder: Evaluated, limit: int | None) -> Race:
@@ -70,7 +74,7 @@ def race_prefill(problem: Problem, bucket: Bucket, decoder: Evaluated, limit: in
         limit=limit,
     )
     try_static(problem, found, (decoder.program,))
-    try_pools(problem, found, (decoder.program,), simulations=POOL_SIMULATIONS)
+    try_pools(problem, found, (decoder.program,), simulations=_pools(limit))
     return found
 
 

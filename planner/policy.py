@@ -20,14 +20,14 @@ from functools import cached_property
 from itertools import count
 
 from planner.cache_fit import sliced
-from planner.evaluate import Evaluated
+from planner.evaluate import Evaluated, resident_bytes
 from planner.pair import race_pair, race_prefill, request_cost
 from planner.problem import Problem
 from planner.search import Race
 from simulator.allocation import RankBytes, Switching
 from simulator.cluster import Cluster
 from simulator.errors import InfeasibleError
-from simulator.memory import Footprint, rank_memory
+from simulator.memory import Footprint
 from simulator.placement import Placement
 from simulator.scenario import Objective
 from simulator.workload import Bucket
@@ -144,23 +144,7 @@ def policy_cost(problem: Problem, options: Sequence[Option]) -> Cost:
 
 def residents(problem: Problem, options: Sequence[Option]) -> tuple[RankBytes, ...]:
     """Bytes of every rank that any placement uses, with all weights resident."""
-    gpus = [problem.cluster.gpu_named(node.gpu) for _, _, node in problem.cluster.rank_nodes()]
-    footprints = [footprint for option in options for footprint in option.footprints]
-    rows = []
-    for rank, used in enumerate(rank_memory(problem.model, footprints, gpus)):
-        if used.total:
-            rows.append(
-                RankBytes(
-                    rank=rank,
-                    weights_bytes=used.weights,
-                    kv_cache_bytes=used.kv_cache,
-                    activations_bytes=used.activations,
-                    buffers_bytes=used.buffers,
-                    capacity_bytes=gpus[rank].memory_bytes,
-                    headroom_bytes=gpus[rank].memory_bytes - used.total,
-                )
-            )
-    return tuple(rows)
+    return resident_bytes(problem, [footprint for option in options for footprint in option.footprints])
 
 
 def missing_bytes(problem: Problem, options: Sequence[Option]) -> int:

@@ -120,6 +120,18 @@ def score_factor(problem: Problem, question: Question, table: Table) -> Array:
             return np.asarray(num_gpus(table) / tokens, dtype=np.float64)
 
 
+def score_of(problem: Problem, question: Question, found: Evaluated) -> float:
+    """The objective of a simulated candidate; lower is better."""
+    tokens = question.step.num_tokens
+    match problem.objective:
+        case "ttft" | "tpot":
+            return found.step_s
+        case "tps":
+            return found.step_s / tokens
+        case "tps_per_gpu" | "cost":
+            return found.step_s * found.num_gpus / tokens
+
+
 def race(
     problem: Problem,
     question: Question,
@@ -155,8 +167,9 @@ def race(
     return found
 
 
-def try_pools(problem: Problem, found: Race, beside: tuple[Program, ...], *, simulations: int) -> None:
-    """Simulate the pools of best bound too where they are not in the race, so that its best pool is known."""
+def try_pools(problem: Problem, found: Race, beside: tuple[Program, ...], *, simulations: int | None) -> None:
+    """Simulate the pools of best bound too where they are not in the race, so that its best pool is known: so many at
+    most (None: until no other can be better)."""
     slo_s = _slo_s(problem, found.question)
     pools = np.isin(found.table["scheme"], (Scheme.POOL, Scheme.JOINED))
     # of equal bounds a chain first, which is the better at length: the others are then stopped early

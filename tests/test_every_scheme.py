@@ -3,7 +3,7 @@ step, dropping the same tokens, generating the same ones, and moving exactly wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import pytest
 
@@ -39,7 +39,14 @@ def name(place: tuple[int, Case]) -> str:
     return f"{world}-{case.scheme}-{case.prefill.name}{decode}".replace(" ", "-")
 
 
-def generation(case: Case, dtype: str, num_decoded: int) -> Generation:
+@pytest.fixture(scope="module")
+def gloo_world() -> Iterator[Supervisor]:
+    """torch.distributed's calls, which NCCL gets too, over gloo; two nodes, so that a hierarchical sum has levels."""
+    with Supervisor(4, timeout_s=60.0, seats=on_nodes(NODES[:4]), transport="gloo") as supervisor:
+        yield supervisor
+
+
+def generation(case: Case, dtype: str, num_decoded: int, nodes: Sequence[int] = NODES) -> Generation:
     return generation_of(
         case.model,
         case.prefill,
@@ -47,7 +54,8 @@ def generation(case: Case, dtype: str, num_decoded: int) -> Generation:
         batch=RAGGED,
         dtype=dtype,
         num_decoded=num_decoded if case.decodes else 0,
-        nodes=NODES,
+        nodes=nodes,
+        world=len(nodes),
     )
 
 
@@ -58,7 +66,7 @@ def attend_of(case: Case) -> Attend | None:
 
 
 def run(world: Supervisor, case: Case, dtype: str, num_decoded: int) -> tuple[Comparison, list[list[int]]]:
-    made = generation(case, dtype, num_decoded)
+    made = generation(case, dtype, num_decoded, NODES[: world.size])
     done = run_on(world, made)
     assert_transfers_as_planned(made, done)
     return compared(made, done, attend=attend_of(case)), [list(row) for row in done.measurement.generated]
@@ -70,6 +78,13 @@ def assert_identical_but_for_rounding(found: Comparison, tokens: list[list[int]]
     assert found.regrets == []
     assert found.same_drops
     assert tokens == found.tokens
+
+
+@pytest.mark.parametrize("place", [place for place in CASES if place[0] == 4], ids=name)
+def test_every_scheme_equals_one_device_over_gloo_as_over_the_mesh(
+    gloo_world: Supervisor, place: tuple[int, Case]
+) -> None:
+    assert_identical_but_for_rounding(*run(gloo_world, place[1], "fp32", 1))
 
 
 @pytest.mark.parametrize("place", CASES, ids=name)

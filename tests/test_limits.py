@@ -9,9 +9,10 @@ import pytest
 
 from planner.cache_fit import beside_cache, sliced
 from planner.candidate import MODES, Scheme
+from planner.choice import exactness_of
 from planner.evaluate import memory_of, step_interval
 from planner.explain import explain
-from planner.make import exactness_of, make_problem
+from planner.make import make_problem
 from planner.problem import load_problem
 from planner.search import race
 from planner.space import enumerate_space, name_of, placement_of

@@ -57,6 +57,17 @@ def test_a_flow_that_starts_later_halves_the_rate_from_then_on() -> None:
     assert play([1e9], [(0, 2e9, {0: 1}, math.inf), (1, 2e9, {0: 1}, math.inf)]) == [3.0, 4.0]
 
 
+def test_flows_end_in_the_very_instant_in_which_another_joins_their_links_to_more() -> None:
+    # 40 flows share 1 GB/s: after 40 ms the 30 short ones are through, but for 0.4 ps of work. Just then one starts
+    # over this link and another, busy one: 11 flows share what 10 did, 1/11 GB/s each. 1 MB left of the long: 11 ms
+    short = [(0, 1e6 + 1e-5, {0: 1.0}, 1e12 + number) for number in range(30)]
+    long = [(0, 2e6, {0: 1.0}, 2e12 + number) for number in range(10)]
+    across = [(0, 1e10, {1: 1.0}, math.inf), (0.04, 1e10, {0: 1.0, 1: 1.0}, math.inf)]
+    ends = play([1e9, 1e9], [*short, *long, *across])
+    assert ends[:30] == [0.04] * 30
+    assert ends[30:40] == pytest.approx([0.051] * 10, abs=2e-12)
+
+
 def test_the_parking_lot_gives_the_long_flow_its_fair_share_of_the_narrowest_link() -> None:
     # links 10, 10, 4: long (all three) and c share 4 → 2 each; a and b take the rest of their links: 8
     rates = fair_rates([path({0: 1, 1: 1, 2: 1}), path({0: 1}), path({1: 1}), path({2: 1})], [10, 10, 4])

@@ -45,6 +45,7 @@ def options_of(arguments: argparse.Namespace) -> RunOptions:
         sampling=drawn,
         backend=arguments.backend,
         graphs=arguments.graphs,
+        transport=arguments.transport,
     )
 
 

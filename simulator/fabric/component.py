@@ -102,8 +102,13 @@ class Component:
                 remaining[number] = activity.remaining
 
     def to_activities(self, remaining: Array) -> None:
-        """Few activities from here on; rates are to be found anew."""
+        """Few activities from here on; they keep their rates, as a timer set by them may fire before they are shared
+        anew."""
         if self.columns:
             for activity, left in zip(self.activities.values(), remaining[list(self.activities)].tolist(), strict=True):
                 activity.remaining, activity.rate = left, 0.0
+            if self.rates is not None:
+                for number, rate in zip(self.rates.rows.tolist(), self.rates.column.tolist(), strict=True):
+                    if number in self.activities:
+                        self.activities[number].rate = rate
             self.columns, self.rates = False, None

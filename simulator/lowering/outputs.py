@@ -118,6 +118,7 @@ def _exit_by_broadcast(
     if len(ranks) > 1:
         shape = (context.count(blocks[ranks[0]]), context.model.hidden_size)
         names = context.collective("all_reduce", ranks, where, names, "attention.sum", shape)
+        context.builder.fill(where.micro_batch)
         yield "reduce"
     held = tuple(Holding(rank, Tile(ONE, blocks[rank])) for rank in ranks)
     needs = tuple(Holding(rank, Tile(ONE, block)) for rank, _, block in context.feed_forward(stage, where.micro_batch))
