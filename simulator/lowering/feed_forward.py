@@ -232,14 +232,10 @@ def _experts_in_place(
     return _with_shared(context, stage, where, residual, normed, routed)
 
 
-def _experts_by_all_to_all(
-    context: Context, stage: Stage, where: Where, residual: Residual, normed: dict[int, str]
-) -> Generator[str, None, dict[int, str]]:
-    """Each rank routes its own tokens and sends them, in capacity slots, to the ranks that hold the experts."""
-    experts = _experts(context)
-    ranks = stage.feed_forward_ranks
-    name = f"placement {context.placement.name}"
-    if stage.tensor_degree > 1 or len(normed) < len(ranks) or experts.num_experts % len(ranks):
+def _check_all_to_all(context: Context, stage: Stage, busy: int) -> None:
+    """Equal parts for all: InfeasibleError where they cannot be. ``busy``: ranks with tokens."""
+    experts, ranks, name = _experts(context), stage.feed_forward_ranks, f"placement {context.placement.name}"
+    if stage.tensor_degree > 1 or busy < len(ranks) or experts.num_experts % len(ranks):
         raise InfeasibleError(
             f"{name}: all-to-all dispatch needs tensor_degree 1, tokens on each of {len(ranks)} ranks, and experts "
             f" ({experts.num_experts}) that divides by them"
@@ -248,11 +244,19 @@ def _experts_by_all_to_all(
         raise InfeasibleError(
             f"{name}: all-to-all dispatch needs experts.capacity_factor in the model; set it, e.g. 1.25"
         )
+    if stage.experts is not None and len(set(stage.experts)) > 1:
+        raise InfeasibleError(f"{name}: all-to-all dispatch needs the same number of experts on every rank")
+
+
+def _experts_by_all_to_all(
+    context: Context, stage: Stage, where: Where, residual: Residual, normed: dict[int, str]
+) -> Generator[str, None, dict[int, str]]:
+    """Each rank routes its own tokens and sends them, in capacity slots, to the ranks that hold the experts."""
+    experts, ranks = _experts(context), stage.feed_forward_ranks
+    _check_all_to_all(context, stage, len(normed))
     capacity = _capacity(experts, max(context.count(block) for block in residual.blocks.values()))
     assert capacity is not None
     spans, hidden = expert_spans(context, stage, experts), context.model.hidden_size
-    if stage.experts is not None and len(set(stage.experts)) > 1:
-        raise InfeasibleError(f"{name}: all-to-all dispatch needs the same number of experts on every rank")
     everyone, shape = (0, experts.num_experts), (experts.num_experts * capacity, hidden)
     assignments, sent = {}, {}
     for rank in ranks:
