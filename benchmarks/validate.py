@@ -106,9 +106,9 @@ def main() -> None:
         until_s = began_s + 60.0 * arguments.minutes
         if time.monotonic() < until_s:
             run_place(place, [cell for cell in cells if cell.place == place], folder, arguments, until_s)
-    found = {"as calibrated": results(cells, folder)}
+    found = {"predicted beforehand": results(cells, folder)}
     if arguments.cells:
-        print_cells(found["as calibrated"])
+        print_cells(found["predicted beforehand"])
     print_figures(found)
     whole = cells == list(all_cells(PLACES, MODELS, PHASES))
     if whole:

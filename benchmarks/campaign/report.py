@@ -85,16 +85,16 @@ def write_results(found: Mapping[str, Sequence[Result]], folder: Path) -> None:
 
     from executor.environment import environment
 
-    as_calibrated = found["as calibrated"]
+    beforehand = found["predicted beforehand"]
     document = {
         "environment": environment(torch.device("cpu"), "cpu").model_dump(),
-        "rounds": len(as_calibrated[0].durations_s),
-        "cells": len(by_cell(as_calibrated)),
+        "rounds": len(beforehand[0].durations_s),
+        "cells": len(by_cell(beforehand)),
         "figures": {title: figures(members) for title, members in found.items() if members},
-        "rows": [row_of(one) for one in as_calibrated],
+        "rows": [row_of(one) for one in beforehand],
     }
     write_atomically(RESULTS / "validate.json", json.dumps(document) + "\n")
-    add_misses(RESULTS / "invalidation.jsonl", as_calibrated, folder)
+    add_misses(RESULTS / "invalidation.jsonl", beforehand, folder)
 
 
 def row_of(one: Result) -> dict[str, Any]:
