@@ -5,6 +5,7 @@ The files live in ``simulator/presets/<kind>/<name>.yaml`` and are ordinary inpu
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -73,7 +74,7 @@ def gpus() -> dict[str, Gpu]:
 
 def _existing(kind: Kind, path: Path) -> Path:
     """The path, or SpecError with what could be given: a repository's name, say, has a slash and is no path."""
-    if "\0" not in str(path) and not path.exists():
+    if "\0" not in str(path) and not os.path.exists(path):  # also False for a name the system finds too long
         wanted = "its config.json" if kind == "models" else "a .yaml or .json file"
         raise SpecError(
             f"{str(path)[:200]}: no such file; give the path of {wanted}, or one of {', '.join(names(kind))}"

@@ -24,8 +24,9 @@ from simulator.costs.work import kernels_of
 from simulator.errors import ProfileError
 from simulator.kernel import ComputeKernel, GroupCollective, memory_bytes
 from simulator.profile import Correction, Profile
-from simulator.program import Operation, Program
+from simulator.program import Collective, Operation, Program, Recv, Send
 
+TRANSFERS = (Send, Recv, Collective)
 Seconds = npt.NDArray[np.float64]
 Quantile = Literal["median", "p05", "p95"]
 
@@ -74,9 +75,12 @@ def _price_device(
 ) -> list[tuple[Seconds, Seconds, float]]:
     """(seconds, bytes moved, launch seconds) of ranks of one device type: distinct kernel sequences priced once."""
     learned = {correction.operation: correction for correction in profile.corrections}
-    rows: dict[tuple[str, tuple[ComputeKernel, ...]], int] = {}
+    rows: dict[tuple[str, tuple[ComputeKernel, ...]], int] = {("", ()): 0}
+    nothing = 0
 
     def row(operation: Operation) -> int:
+        if not learned and isinstance(operation, TRANSFERS):  # most of a program
+            return nothing
         kind = type(operation).__name__ if learned else ""
         return rows.setdefault((kind if kind in learned else "", kernels_of(operation, dtype)), len(rows))
 
