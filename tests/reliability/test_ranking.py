@@ -16,7 +16,7 @@ from scipy.stats import kendalltau
 from tests.reliability.scale import ROOT, record
 
 RESULTS = ROOT / "benchmarks" / "results" / "validate.json"
-LEAST_MEDIAN = 0.5  # half as good as perfect; the goal of 0.9 is missed, and the table says by how much
+LEAST_MEDIAN = 0.75  # the goal of 0.9 is missed, and the table says by how much
 
 
 def test_committed_predictions_rank_the_plans_as_the_runs_did() -> None:
