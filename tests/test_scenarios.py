@@ -18,8 +18,6 @@ MAY_LIE_OUTSIDE = {
     "break-even from kernels, KV overlapped, p = 16, 1 NICs",
     "12 : 4, decode of 256 × 2048, measured experts",
     "12 : 4, decode of 256 × 2048, simulated step",
-    "break-even simulated, KV in pieces, p = 32, 8 NICs",
-    "break-even simulated, KV in pieces, p = 32, 4 NICs",
     "decode, 32 GPUs as 8 head groups × 4 KV blocks",
 }
 
