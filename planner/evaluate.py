@@ -88,6 +88,7 @@ def evaluate_folded(
     fold: Fold | None,
     deadline_s: float,
 ) -> Evaluated | None:
+    """As ``evaluate_until``, by one way to fold (None: whole); UnfoldableError where its blocks differ after all."""
     for shallow in shallow_versions(problem.model, placement, cache):
         cut = replace(problem, model=shallow.model)
         program = lower_for(cut, question, shallow.placement, shallow.cache, fold)

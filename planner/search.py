@@ -112,24 +112,23 @@ def differs(one: Placement, other: Placement) -> bool:
 
 def score_factor(problem: Problem, question: Question, table: Table) -> Array:
     """What a candidate's step seconds are multiplied with to give the objective (lower is better)."""
-    tokens = question.step.num_tokens
-    match problem.objective:
-        case "ttft" | "tpot" | "tps":
-            return np.full(len(table), 1.0 / tokens if problem.objective == "tps" else 1.0)
-        case "tps_per_gpu" | "cost":
-            return np.asarray(num_gpus(table) / tokens, dtype=np.float64)
+    return np.broadcast_to(_factor(problem, question, num_gpus(table).astype(np.float64)), len(table))
 
 
 def score_of(problem: Problem, question: Question, found: Evaluated) -> float:
     """The objective of a simulated candidate; lower is better."""
+    return found.step_s * float(_factor(problem, question, np.float64(found.num_gpus)))
+
+
+def _factor(problem: Problem, question: Question, gpus: Array | np.float64) -> Array | np.float64:
     tokens = question.step.num_tokens
     match problem.objective:
         case "ttft" | "tpot":
-            return found.step_s
+            return np.float64(1.0)
         case "tps":
-            return found.step_s / tokens
+            return np.float64(1.0 / tokens)
         case "tps_per_gpu" | "cost":
-            return found.step_s * found.num_gpus / tokens
+            return gpus / tokens
 
 
 def race(

@@ -56,13 +56,12 @@ class Fold:
 
     def groups_like(self, ranks: Sequence[int]) -> int:
         """Images that a group of ranks has: 1 where every block takes part in it, ``blocks`` where one does."""
-        column = {rank: number for number, rank in enumerate(self.images[0])}
         place = [self.place[rank] for rank in ranks]
         if len({block for block, _ in place}) == 1:
             return self.blocks
         parts = {block: {kept for where, kept in place if where == block} for block in range(self.blocks)}
         if len(parts[0]) * self.blocks != len(ranks) or any(part != parts[0] for part in parts.values()):
-            raise UnfoldableError(f"the group {list(ranks)} meets {len(column)} like ranks unevenly")
+            raise UnfoldableError(f"the group {list(ranks)} meets the {self.blocks} blocks unevenly")
         return 1
 
 

@@ -15,7 +15,7 @@ from simulator import program as p
 from simulator.cluster import Gpu
 from simulator.costs.work import LSE_BYTES, TOKEN_BYTES, contiguous_rows
 from simulator.model import Model
-from simulator.tile import Batch, Tile, num_tokens
+from simulator.tile import num_tokens
 from simulator.units import DTYPE_BYTES, MiB
 from simulator.weight_image import image_of
 from simulator.workspace import allocated_rows, angle_bytes, tile_bytes, workspace_bytes
@@ -220,10 +220,8 @@ def output_bytes(operation: p.Operation, dtype: str) -> dict[str, int]:
         return {}
     if isinstance(operation, p.Recv):  # with sends, most of a program
         return {operation.writes[0]: operation.num_bytes}
-    size = DTYPE_BYTES[dtype]
-    if isinstance(operation, p.Concat):  # a tree's or a ring's next most
-        return {operation.writes[0]: _tile_elements(operation.batch, operation.target) * operation.row_width * size}
     elements = _output_elements(operation)
+    size = DTYPE_BYTES[dtype]
     match operation:
         case p.Attention(writes=(output, lse)):
             heads = operation.heads[1] - operation.heads[0]
@@ -237,10 +235,6 @@ def output_bytes(operation: p.Operation, dtype: str) -> dict[str, int]:
             return {name: operation.rows * TOKEN_BYTES}
         case _:
             return {operation.writes[0]: elements * size}
-
-
-def _tile_elements(batch: Batch, tile: Tile) -> int:
-    return num_tokens(tile.block, batch) * tile.num_cells
 
 
 def _output_elements(operation: p.Operation) -> int:
@@ -268,7 +262,9 @@ def _output_elements(operation: p.Operation) -> int:
         case p.Combine(num_tokens=tokens, hidden=hidden):
             return tokens * hidden
         case p.Slice(batch=batch, target=target, row_width=width):
-            return 0 if is_view(operation) else _tile_elements(batch, target) * width
+            return 0 if is_view(operation) else num_tokens(target.block, batch) * target.num_cells * width
+        case p.Concat(batch=batch, target=target, row_width=width):
+            return num_tokens(target.block, batch) * target.num_cells * width
         case p.Collective(shape=shape, kind=kind, ranks=ranks):
             scale = {"all_gather": len(ranks), "reduce_scatter": 1 / len(ranks)}.get(kind, 1)
             return int(shape[0] * shape[1] * scale)

@@ -19,6 +19,8 @@ from simulator.lowering.redistribution import Holding, Plan
 from simulator.tile import Batch, Span, Tile, num_tokens
 from simulator.units import DTYPE_BYTES
 
+OVER = object()  # what a generator that has ended gives
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
@@ -112,7 +114,7 @@ class Builder:
     def fill(self, micro_batch: int) -> None:
         """Emit a turn of a micro-batch's spare work: called where an all-reduce has been issued."""
         waiting = self._spare.pop(micro_batch, [])
-        left = [work for work in waiting if next(work, self) is None]
+        left = [work for work in waiting if next(work, OVER) is not OVER]
         if left:
             self._spare[micro_batch] = left
 
