@@ -50,7 +50,7 @@ def _stages(question: Question, candidate: np.void) -> tuple[Stage, ...]:
             stage = _stage((0, layers), attending[0], grids[0], (order[attention : attention + experts], tensor))
             return (stage.model_copy(update={"projections": "attention"}),)
         case _:
-            feed_forward = order[: tensor * int(candidate["replicas"])]
+            feed_forward = _replicas(question, order, tensor, int(candidate["replicas"]))
             return (_stage((0, layers), attending[0], grids[0], (feed_forward, tensor)),)
 
 
@@ -62,7 +62,8 @@ def attending_ranks(question: Question, candidate: np.void) -> Groups:
         case Scheme.STATIC:
             return tuple(order[i * tensor : (i + 1) * tensor] for i in range(int(candidate["stages"])))
         case Scheme.CONTEXT:
-            return (tuple(order[replica * tensor + shard] for shard in range(tensor) for replica in range(replicas)),)
+            ranks = _replicas(question, order, tensor, replicas)
+            return (tuple(ranks[replica * tensor + shard] for shard in range(tensor) for replica in range(replicas)),)
         case Scheme.POOL | Scheme.JOINED:
             first = tensor if candidate["scheme"] == Scheme.POOL else 0
             num = heads * int(candidate["queries"]) * int(candidate["keys"])
@@ -83,6 +84,24 @@ def _grid(question: Question, candidate: np.void, ranks: tuple[int, ...]) -> Att
     return AttentionGrid(
         heads=sizes, query_blocks=queries, kv_blocks=int(candidate["keys"]), dim_slices=int(candidate["slices"])
     )
+
+
+def _replicas(question: Question, order: Sequence[int], tensor: int, replicas: int) -> tuple[int, ...]:
+    """The ranks of every replica's tensor shards, replica after replica.
+
+    Several replicas that fill a switched node take turns at its GPUs, so that heads lie along its rails as they do
+    under a tensor degree of the whole node, and a KV cache handed from one to the other stays near. Nodes of pairwise
+    links keep a replica's shards together.
+    """
+    node = question.node_gpus
+    alike = not question.mixed and all(one.gpus == node and one.link.kind == "switch" for one in question.cluster.nodes)
+    ranks = list(order[: tensor * replicas])
+    here = node // tensor
+    for first in range(0, len(ranks) - node + 1, node) if alike and here > 1 else ():
+        ranks[first : first + node] = [
+            order[first + shard * here + replica] for replica in range(here) for shard in range(tensor)
+        ]
+    return tuple(ranks)
 
 
 def _rail_aligned(ranks: Sequence[int], heads: int, tensor: int) -> tuple[int, ...]:

@@ -67,10 +67,8 @@ class Fold:
 
 def folds(model: Model, placements: Sequence[Placement]) -> Iterator[Fold]:
     """Ways to fold programs that concern all of ``placements`` (one's steps and the cache of the other), most blocks
-    first; none where heads are not cut evenly, tokens change hands across heads, or pipelines hand over."""
-    stages = [placement.stages[0] for placement in placements]
-    if any(len(placement.stages) > 1 for placement in placements):
-        return
+    first; none where heads are not cut evenly or tokens change hands across heads."""
+    stages = [stage for placement in placements for stage in placement.stages]
     if any(stage.projections == "attention" and stage.separated for stage in stages):
         return
     most = gcd(*(size for stage in stages for size in (stage.tensor_degree, len(stage.grid.heads))))

@@ -10,7 +10,7 @@ import pytest
 
 from planner.evaluate import Evaluated, doubt_of, evaluate, evaluate_folded, memory_of
 from planner.problem import Problem, load_problem
-from planner.space import Question, enumerate_space, placement_of
+from planner.space import Question, enumerate_space, name_of, placement_of
 from simulator.cluster import Cluster
 from simulator.errors import InfeasibleError
 from simulator.fabric.copies import copies_on
@@ -30,6 +30,10 @@ PHASES: tuple[Phase, ...] = ("prefill", "decode")
 def drawn(question: Question, random: np.random.Generator, num: int) -> list[Placement]:
     table = enumerate_space(question)
     return [placement_of(question, table[row]) for row in random.integers(len(table), size=num)]
+
+
+def named(question: Question, name: str) -> Placement:
+    return next(placement_of(question, row) for row in enumerate_space(question) if name_of(row) == name)
 
 
 def folded(problem: Problem, question: Question, placement: Placement, cache: Placement | None) -> list[Evaluated]:
@@ -95,6 +99,19 @@ def test_the_documents_cluster_folds_alike_with_any_number_of_nics(nics: int) ->
                 check_alike(problem, one, whole)
                 compared += 1
     assert compared >= 4
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("tp8-pp4", 8), ("tp4-cp10-contiguous-s4", 4), ("tp2-cp8-zigzag", 2)])
+def test_pipelines_and_replicas_that_share_a_node_fold_beside_a_pools_cache(name: str, blocks: int) -> None:
+    problem = load_problem(scenario("fa-pool"))
+    bucket = problem.workload.buckets[0]
+    placement = named(problem.question("prefill", bucket), name)
+    cache = named(problem.question("decode", bucket), "base8+pool32-h8q1k5")
+    found = folded(problem, problem.question("prefill", bucket), placement, cache)
+    whole = evaluate(problem, problem.question("prefill", bucket), placement, cache)
+    assert max(one.program.fold.blocks for one in found if one.program.fold) == blocks
+    for one in found:
+        check_alike(problem, one, whole)
 
 
 def test_a_block_on_links_of_its_own_counts_once_and_a_shared_nic_as_often_as_it_is_shared() -> None:

@@ -1,6 +1,8 @@
-"""Alike: whether a redistribution is the same in every block of a fold."""
+"""Alike: whether messages are the same in every block of a fold."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from simulator.fold import Fold, UnfoldableError
 from simulator.lowering.redistribution import Plan
@@ -29,6 +31,18 @@ def check_alike(plan: Plan, fold: Fold) -> None:
             parts[block].append((rank, len(pieces), _within(part, plan.holdings[source].tile)))
     if any(one != moves[0] for one in moves) or any(one != parts[0] for one in parts):
         raise UnfoldableError("blocks redistribute in different ways")
+
+
+def check_pairs(pairs: Sequence[tuple[int, int]], fold: Fold) -> None:
+    """UnfoldableError unless messages (from, to) stay within their blocks and are the same in each, in order."""
+    messages: list[list[tuple[int, int]]] = [[] for _ in range(fold.blocks)]
+    for source, to in pairs:
+        (block, kept), (other, like) = fold.place[source], fold.place[to]
+        if block != other:
+            raise UnfoldableError(f"a message from rank {source} to rank {to} leaves its block")
+        messages[block].append((kept, like))
+    if any(one != messages[0] for one in messages):
+        raise UnfoldableError("blocks send different messages")
 
 
 def _within(part: Tile, whole: Tile) -> Place:

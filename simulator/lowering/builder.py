@@ -14,7 +14,7 @@ from math import prod
 from simulator import program as p
 from simulator.costs.work import contiguous_rows
 from simulator.fold import Fold
-from simulator.lowering.alike import check_alike
+from simulator.lowering.alike import check_alike, check_pairs
 from simulator.lowering.redistribution import Holding, Plan
 from simulator.tile import Batch, Span, Tile, num_tokens
 from simulator.units import DTYPE_BYTES
@@ -125,6 +125,11 @@ class Builder:
 
     def next_tag(self) -> int:
         return next(self._tags)
+
+    def check_pairs(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """UnfoldableError unless messages (from, to) are the same within every block of the fold."""
+        if self.fold is not None:
+            check_pairs(pairs, self.fold)
 
     def redistribute(
         self, plan: Plan, names: Sequence[str], layout: Layout, where: Where, what: str

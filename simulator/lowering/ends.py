@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator
 
 from simulator import program as p
-from simulator.lowering.builder import Layout, Where
+from simulator.lowering.builder import Layout, Message, Where
 from simulator.lowering.context import Context, Residual
 from simulator.lowering.redistribution import Holding, plan
-from simulator.placement import Stage
-from simulator.tile import Block, Tile, intersect, is_empty, split_block
+from simulator.tile import Block, Tile, intersect, is_empty
 
 TOKENS = Layout((), (), "int64", columns=False)
 ONE = (0, 1)
@@ -50,39 +49,44 @@ def embed(context: Context, micro_batch: int) -> Generator[str, None, Residual]:
 def hand_over(context: Context, number: int, micro_batch: int, residual: Residual) -> Residual:
     """The residual from the stage before ``number`` to it, rank to rank.
 
-    Into another node every tensor shard takes a part of the tokens over its own NIC and the shards exchange parts
-    inside the node, so that each byte crosses once (Megatron-LM's scatter-gather; Narayanan et al. 2021, section 4.1).
+    Into another node every tensor shard takes a part of the rows over its own NIC and an all-gather gives all to all
+    (Megatron-LM's scatter-gather; Narayanan et al. 2021, section 4.1). Rows that do not divide travel whole.
     """
     stage = context.placement.stages[number]
     where = Where(stage.first_layer - 1, micro_batch)
-    held = tuple(Holding(rank, Tile(ONE, residual.blocks[rank])) for rank in residual.names)
-    names = tuple(residual.names.values())
-    needs = tuple(Holding(rank, Tile(ONE, block)) for rank, _, block in context.feed_forward(stage, micro_batch))
-    parts = _scattered(context, stage, held, needs)
-    if parts:
-        moves = plan(held, parts, context.nodes, "direct", 1)
-        names = context.builder.redistribute(moves, names, hidden_layout(context), where, f"x.part{number}")
-        held = parts
-    moves = plan(held, needs, context.nodes, "direct", 1)
-    names = context.builder.redistribute(moves, names, hidden_layout(context), where, f"x.stage{number}")
-    return Residual(
-        {need.rank: name for need, name in zip(needs, names, strict=True)},
-        {need.rank: need.tile.block for need in needs},
-    )
+    blocks = context.blocks(stage, micro_batch)
+    names: dict[int, str] = {}
+    whole: list[Holding] = []
+    for ranks in context.tensor_groups(stage, dict.fromkeys(blocks, "")):
+        block = blocks[ranks[0]]
+        senders = [rank for rank, held in residual.blocks.items() if held == block]
+        apart = not {context.nodes[rank] for rank in senders} & {context.nodes[rank] for rank in ranks}
+        if senders and apart and len(ranks) > 1 and context.count(block) % len(ranks) == 0:
+            names |= _scattered(context, where, residual, senders, ranks, f"x.stage{number}")
+        else:
+            whole.extend(Holding(rank, Tile(ONE, block)) for rank in ranks)
+    if whole:
+        held = tuple(Holding(rank, Tile(ONE, residual.blocks[rank])) for rank in residual.names)
+        moves = plan(held, tuple(whole), context.nodes, "direct", 1)
+        values = tuple(residual.names.values())
+        moved = context.builder.redistribute(moves, values, hidden_layout(context), where, f"x.stage{number}")
+        names |= {need.rank: name for need, name in zip(whole, moved, strict=True)}
+    return Residual(names, blocks)
 
 
 def _scattered(
-    context: Context, stage: Stage, held: tuple[Holding, ...], needs: tuple[Holding, ...]
-) -> tuple[Holding, ...]:
-    """An even part of the tokens for every shard of a tensor group; none if a sender is in a receiver's node."""
-    if stage.tensor_degree == 1 or {context.nodes[h.rank] for h in held} & {context.nodes[n.rank] for n in needs}:
-        return ()
-    parts = []
-    for first in range(0, len(needs), stage.tensor_degree):
-        group = needs[first : first + stage.tensor_degree]
-        for need, block in zip(group, split_block(group[0].tile.block, len(group)), strict=False):
-            parts.append(Holding(need.rank, Tile(ONE, block)))
-    return tuple(parts)
+    context: Context, where: Where, residual: Residual, senders: list[int], ranks: tuple[int, ...], what: str
+) -> dict[int, str]:
+    """An even part of the rows from a sender to every rank, then all parts to all of them."""
+    pairs = [(senders[index % len(senders)], rank) for index, rank in enumerate(ranks)]
+    context.builder.check_pairs(pairs)
+    rows = context.count(residual.blocks[senders[0]]) // len(ranks)
+    shape = (rows, context.model.hidden_size)
+    parts = {}
+    for index, (source, rank) in enumerate(pairs):
+        message = Message(source, rank, residual.names[source], (index * rows, (index + 1) * rows))
+        parts[rank] = context.builder.message(message, shape, context.dtype, where, f"{what}.part")
+    return context.collective("all_gather", ranks, where, parts, what, shape)
 
 
 def head(context: Context, micro_batch: int, residual: Residual) -> Generator[str, None, list[tuple[Holding, str]]]:

@@ -18,7 +18,7 @@ from simulator.lowering.feed_forward import feed_forward
 from simulator.lowering.prefix import check_prefix
 from simulator.lowering.redistribution import Holding
 from simulator.lowering.ring import check_ring
-from simulator.model import Model
+from simulator.model import Layer, Model
 from simulator.placement import Placement, Stage
 from simulator.workload import Phase, Step
 
@@ -129,22 +129,28 @@ def _micro_batch(context: Context, index: int, owners: Owners, sampled: list[tup
         if number:
             residual = hand_over(context, number, index, residual)
         for layer in range(stage.first_layer, stage.last_layer):
-            residual = yield from _layer(context, stage, Where(layer, index), residual, owners[layer])
+            residual = yield from _layer(context, stage, Where(layer, index), residual, owners)
         context.builder.finish(index)
     sampled.extend((yield from head(context, index, residual)))
 
 
 def _layer(
-    context: Context, stage: Stage, where: Where, residual: Residual, owners: tuple[CacheOwner, ...]
+    context: Context, stage: Stage, where: Where, residual: Residual, owners: Owners
 ) -> Generator[str, None, Residual]:
     """One layer. Folded, the first of its kind shows that all blocks do alike; the others are worked out for one."""
-    layers, fold, mine = context.model.layers, context.builder.fold, residual
-    if fold is not None and layers.index(layers[where.layer]) < where.layer:
+    fold, mine, keepers = context.builder.fold, residual, owners[where.layer]
+    if fold is not None and _seen(context.model.layers, stage, where.layer, owners):
         context, mine = context.narrowed(), residual.of(fold.kept)
-        owners = tuple(owner for owner in owners if owner.rank in fold.kept)
-    middle = yield from attention(context, stage, where, mine, owners)
+        keepers = tuple(owner for owner in keepers if owner.rank in fold.kept)
+    middle = yield from attention(context, stage, where, mine, keepers)
     after = yield from feed_forward(context, stage, where, middle)
     return Residual(residual.names | after.names, residual.blocks) if context.narrow else after
+
+
+def _seen(layers: Sequence[Layer], stage: Stage, layer: int, owners: Owners) -> bool:
+    """Whether a layer before this one of the same stage is of its kind and keeps its cache on the same ranks."""
+    before = range(stage.first_layer, layer)
+    return any(layers[one] == layers[layer] and owners[one] is owners[layer] for one in before)
 
 
 def _schedule(context: Context, micro_batches: list[Iterator[str]]) -> None:
