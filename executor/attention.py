@@ -20,8 +20,7 @@ from executor.attention_backends import Backend, attend, mapped
 from executor.rows import blocks, sequences_of
 from simulator.program import Attention, Chunk
 from simulator.tile import Span
-
-MIN_BAND_QUERIES = 64  # rows of a sliding-window band: fewer make too many small kernels
+from simulator.workspace import MIN_BAND_QUERIES
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,13 +180,14 @@ def _banded(q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, window: int
             )
         o[:, start:stop] = out
         lse[:, start:stop] = out_lse.transpose(1, 2)
+        del out, out_lse
 
 
 def merge_two(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor]:
-    """Two partial results in a backend's layout (both finite): o = Σ oᵢ·exp(lseᵢ − lse), written over o1."""
+    """Two partial results in a backend's layout (both finite): o = Σ oᵢ·exp(lseᵢ − lse), written over all of them."""
     lse = torch.logaddexp(lse1, lse2)
-    share1 = torch.exp(lse1 - lse).transpose(1, 2).unsqueeze(-1)
-    share2 = torch.exp(lse2 - lse).transpose(1, 2).unsqueeze(-1)
+    share1 = lse1.sub_(lse).exp_().transpose(1, 2).unsqueeze(-1)
+    share2 = lse2.sub_(lse).exp_().transpose(1, 2).unsqueeze(-1)
     for rows in blocks(o1.shape[1], o1.device, at_once=o1.shape[0]):
         o1[:, rows] = (o1[:, rows] * share1[:, rows]).add_(o2[:, rows] * share2[:, rows])
     return o1, lse
@@ -197,7 +197,7 @@ def merge(parts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """o_1 [T, H, D], lse_1 [T, H], o_2, … → o and lse over all parts' keys; a row no part saw is 0, −inf."""
     outputs, lses = parts[0::2], torch.stack(list(parts[1::2]))
     lse = torch.logsumexp(lses, dim=0)
-    shares = torch.exp(lses - lse).nan_to_num_(0.0).unsqueeze(-1)
+    shares = lses.sub_(lse).exp_().nan_to_num_(0.0).unsqueeze(-1)
     merged = torch.empty(outputs[0].shape, dtype=outputs[0].dtype, device=lse.device)
     for rows in blocks(len(merged), lse.device):
         total = outputs[0][rows] * shares[0][rows]

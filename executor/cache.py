@@ -1,4 +1,5 @@
-"""KV cache of one rank: per layer, one buffer [sequences, capacity, 2, kv_heads, head_dim] and each sequence's length.
+"""KV cache of one rank: per layer, one buffer [sequences held, capacity, 2, kv_heads, head_dim] and each
+sequence's length.
 
 Rows are in the order of the positions stored. A layer's capacity grows by doubling; ragged batches pay for the
 longest sequence.
@@ -21,15 +22,20 @@ MIN_CAPACITY = 16
 
 @dataclass
 class LayerCache:
+    """``buffer`` has the sequences from ``first`` on that the rank holds; ``lengths`` every sequence's."""
+
     buffer: Tensor
     lengths: list[int]
+    first: int = 0
 
 
 class Cache:
-    """The caches of one rank, alive across steps. ``capacity_rows``: rows to reserve a sequence, if known."""
+    """The caches of one rank, alive across steps. ``capacity_rows``: rows to reserve a sequence, if known; ``held``:
+    the sequences that the rank has rows of (None: any)."""
 
-    def __init__(self, num_sequences: int, capacity_rows: int = 0) -> None:
+    def __init__(self, num_sequences: int, capacity_rows: int = 0, held: range | None = None) -> None:
         self.num_sequences, self.capacity_rows = num_sequences, capacity_rows
+        self.held = range(num_sequences) if held is None else held
         self.layers: dict[int, LayerCache] = {}
 
     def clear(self) -> None:
@@ -48,18 +54,19 @@ class Cache:
         source = Tile(operation.target.columns, operation.source.block)
         for piece in common_pieces(operation.batch, source, operation.target):
             layer = self.layers[operation.layer]
-            last, start = piece.sequence + piece.count, layer.lengths[piece.sequence] + piece.inner[2]
-            place = layer.buffer[piece.sequence : last, start : start + piece.length]
+            first, start = piece.sequence - layer.first, layer.lengths[piece.sequence] + piece.inner[2]
+            place = layer.buffer[first : first + piece.count, start : start + piece.length]
             place.copy_(rows_of(kv, piece.outer, piece.count, piece.length))
         self._lengthen(operation)
 
     def recall(self, operation: Recall) -> Tensor:
         """[T, 2, kv_heads, head_dim]: the rows of ``target``, of the rows of ``source`` that are held."""
-        buffer = self.layers[operation.layer].buffer
+        layer = self.layers[operation.layer]
+        buffer = layer.buffer
         kv = buffer.new_empty((operation.num_tokens, *buffer.shape[2:]))
         for piece in common_pieces(operation.batch, operation.source, operation.target):
-            last, start = piece.sequence + piece.count, piece.outer[2]
-            held = buffer[piece.sequence : last, start : start + piece.length]
+            first, start = piece.sequence - layer.first, piece.outer[2]
+            held = buffer[first : first + piece.count, start : start + piece.length]
             rows_of(kv, piece.inner, piece.count, piece.length).copy_(held)
         return kv
 
@@ -83,9 +90,10 @@ class Cache:
             return
         old = 0 if layer is None else layer.buffer.shape[1]
         capacity = max(needed, self.capacity_rows, 2 * old, MIN_CAPACITY)
-        buffer = torch.empty((self.num_sequences, capacity, *kv.shape[1:]), dtype=kv.dtype, device=kv.device)
+        assert self.held.start <= first <= first + count <= self.held.stop, f"sequences {first}… of {self.held}"
+        buffer = torch.empty((len(self.held), capacity, *kv.shape[1:]), dtype=kv.dtype, device=kv.device)
         if layer is None:
-            self.layers[operation.layer] = LayerCache(buffer, [0] * self.num_sequences)
+            self.layers[operation.layer] = LayerCache(buffer, [0] * self.num_sequences, self.held.start)
         else:
             buffer[:, :old] = layer.buffer
             layer.buffer = buffer
@@ -95,4 +103,4 @@ class Cache:
         held = self.layers.get(layer)
         if not num_rows or held is None:
             return None
-        return held.buffer[first : first + count, :num_rows]
+        return held.buffer[first - held.first : first - held.first + count, :num_rows]

@@ -57,16 +57,23 @@ def weigh_values(operation: p.WeighValues, packed: Tensor, kv: Sequence[Tensor])
     heads = operation.heads[1] - operation.heads[0]
     o = packed.new_empty((operation.num_tokens, heads, operation.head_dim))
     for part in _parts(operation, kv):
-        values, length = _grouped(operation, part, 1), part.chunk.num_queries
-        score = packed[part.first_score : part.first_score + part.num_scores]
-        score = score.view(part.count, heads, length, values.shape[2])
-        if part.chunk.causal:
-            mask = hidden(length, values.shape[2], operation.window, score.device)
-            score = score.masked_fill(mask, float("-inf"))
-        folded = score.softmax(-1).view(part.count, values.shape[1], -1, values.shape[2])
-        weighed = torch.matmul(folded, values).view(part.count, heads, length, operation.head_dim)
-        _rows(o, part.first_query, part.count, length).copy_(weighed.transpose(1, 2))
+        weighed = _weighed(operation, part, packed[part.first_score : part.first_score + part.num_scores])
+        _rows(o, part.first_query, part.count, part.chunk.num_queries).copy_(weighed.transpose(1, 2))
+        del weighed
     return o
+
+
+def _weighed(operation: p.WeighValues, part: _Part, score: Tensor) -> Tensor:
+    """softmax(masked scores)·v of one part, [count, heads, queries, head_dim]; few of its steps live at once."""
+    values, length = _grouped(operation, part, 1), part.chunk.num_queries
+    heads, keys = operation.heads[1] - operation.heads[0], values.shape[2]
+    score = score.view(part.count, heads, length, keys)
+    if part.chunk.causal:
+        mask = hidden(length, keys, operation.window, score.device)
+        score = score.masked_fill(mask, float("-inf"))
+        del mask
+    score = score.softmax(-1).view(part.count, values.shape[1], -1, keys)
+    return torch.matmul(score, values).view(part.count, heads, length, operation.head_dim)
 
 
 def hidden(num_queries: int, num_keys: int, window: int, device: torch.device) -> Tensor:

@@ -132,6 +132,7 @@ class Interpreter:
             values.update(zip(operation.writes, written, strict=False))
             for name in plan.freed[index]:
                 values.pop(name, None)
+            del reads, written  # what was freed is gone before the next operation waits or computes
         kept = {name: self._value(values, name, spans) for name in list(values)}
         self.transport.finish()
         return kept, spans

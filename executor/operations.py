@@ -208,9 +208,12 @@ def _angles(
     batch: Batch, block: Block, theta: float, scaling: RopeScaling | None, head_dim: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """cos and sin of position × frequency, [T, 1, D/2] fp32."""
-    turning = frequencies(theta, head_dim, scaling, device)
-    angles = positions_of(batch, block, device).to(torch.float64)[:, None, None] * turning
-    return angles.cos().to(torch.float32), angles.sin().to(torch.float32)
+    turning, positions = frequencies(theta, head_dim, scaling, device), positions_of(batch, block, device)
+    cos, sin = (torch.empty((len(positions), 1, head_dim // 2), device=device) for _ in range(2))
+    for rows in blocks(len(positions), device):
+        angles = positions[rows].to(torch.float64)[:, None, None] * turning
+        cos[rows], sin[rows] = angles.cos(), angles.sin()
+    return cos, sin
 
 
 def forget_angles() -> None:

@@ -15,8 +15,7 @@ from torch import Tensor
 
 from simulator.costs.work import contiguous_rows
 from simulator.tile import Batch, Block, Tile, num_tokens
-
-BLOCK_ROWS = 256  # of an element-wise pass on a CPU: what it holds meanwhile stays in a core's cache
+from simulator.workspace import BLOCK_ROWS
 
 
 def blocks(num_rows: int, device: torch.device, *, at_once: int = 1) -> Iterator[slice]:

@@ -89,6 +89,19 @@ def next_tokens_name(program: p.Program, rank: int) -> str:
     return program.next_tokens[rank] if rank < len(program.next_tokens) else ""
 
 
+def cache_of(programs: Sequence[p.Program], rank: int) -> Cache:
+    """Room for what a rank's caches hold after any of the programs."""
+    most, held = 0, set[int]()
+    for program in programs:
+        for shard in program.caches[rank] if rank < len(program.caches) else ():
+            sequence = 0
+            for group, rows in zip(program.step.batch, shard.rows_per_sequence, strict=True):
+                most, last = max(most, rows), sequence + group.count
+                held.update((sequence, last - 1) if rows else ())
+                sequence = last
+    return Cache(programs[0].step.num_sequences, most, range(min(held), max(held) + 1) if held else range(0))
+
+
 @dataclass
 class StepResult:
     """One rank's step: spans in seconds from this rank's start, the next tokens if it has them; if kept, what every
@@ -121,14 +134,7 @@ class Session:
         self.backend: Backend = chosen(generation.backend, device, TORCH_DTYPES[dtype], generation.model.head_dim)
         if weights is None:
             weights = Weights(generation.source(), dtype=dtype, device=device)
-        rows = [
-            count
-            for program in generation.programs
-            if rank < len(program.caches)
-            for shard in program.caches[rank]
-            for count in shard.rows_per_sequence
-        ]
-        self.cache = Cache(first.step.num_sequences, max(rows, default=0))
+        self.cache = cache_of(generation.programs, rank)
         self.clock = clock_for(device)
         working = Rank(weights, self.cache, device, self.backend, generation.sampling)
         self.interpreter = Interpreter(working, transport, self.clock, progress, slowdown)

@@ -199,6 +199,7 @@ class DistributedTransport:
             self.world.mesh.send(operation.to, exchange.MESSAGES, operation.tag, value)
             return
         lane = self.world.lanes.get((self.world.rank, operation.to))
+        self._sends = [(sent, kept) for sent, kept in self._sends if not sent.is_completed()]
         work = dist.isend(value, operation.to, group=lane, tag=operation.tag)
         if work is not None:
             self._sends.append((work, value))

@@ -2,8 +2,9 @@
 
 Weights are the distinct slices the rank's operations name; the cache is what ``Program.caches`` says; activations
 follow from the order of operations and the last reader of every value, as the executor frees them, with what an
-operation holds meanwhile (``simulator.workspace``). A view keeps its source alive. What it ignores: allocators'
-fragmentation and what kernels allocate inside. ``benchmarks.memory_peak`` holds it to torch's own peak.
+operation holds meanwhile (``simulator.workspace``). Views keep their source alive; an all-reduce sums in place; what a
+collective reads lives until its value is there. What it ignores: allocators' fragmentation and what kernels allocate
+inside. ``benchmarks.memory_peak`` holds it to torch's own peak.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from simulator.model import Model
 from simulator.tile import num_tokens
 from simulator.units import DTYPE_BYTES, MiB
 from simulator.weight_image import image_of
-from simulator.workspace import allocated_rows, angle_bytes, tile_bytes, workspace_bytes
+from simulator.workspace import Machine, allocated_rows, angle_bytes, only_splits, received_bytes, workspace_bytes
 
 CUDA_CONTEXT_BYTES = 512 * MiB  # assumed: driver context and loaded kernels of a process
+GPUS = Machine()
 COLLECTIVE_BUFFER_BYTES = 392 * MiB  # NCCL's buffers for 8 GPUs; AIConfigurator 0.12 a100_sxm.yaml, misc.nccl_mem
 
 
@@ -46,7 +48,6 @@ class Share:
     weights: frozenset[p.WeightSlice]
     kv_cache: int
     activations: int
-    tiles: int = 0  # of a CPU's attention kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +58,15 @@ class Footprint:
     ranks: tuple[Share | None, ...]
 
 
-def footprint(model: Model, program: p.Program) -> Footprint:
+def footprint(model: Model, program: p.Program, machine: Machine = GPUS) -> Footprint:
     """Every rank's share, from its operations and caches; of a folded program from those of the rank it is like."""
     ranks: list[Share | None] = [None] * len(program.ranks)
     for rank, operations in enumerate(program.ranks):
         listed = program.fold is None or rank in program.fold.kept
         if listed and (operations or program.caches[rank]):
             weights = frozenset(_alike(program, weight_slices(model, operations)))
-            activations, tiles = peak_activation_bytes(program, rank), tile_bytes(operations, program.dtype)
-            ranks[rank] = Share(weights, cache_bytes(model, program, rank), activations, tiles)
+            activations = peak_activation_bytes(program, rank, machine)
+            ranks[rank] = Share(weights, cache_bytes(model, program, rank), activations)
     if program.fold is not None:
         for rank, (block, kept) in program.fold.place.items():
             ranks[rank] = _image(model, ranks[kept], block, program.fold.blocks)
@@ -95,17 +96,10 @@ def rank_memory(model: Model, footprints: Sequence[Footprint], gpus: Sequence[Gp
                 weights=_num_parameters(weights, model.num_layers) * size,
                 kv_cache=max((share.kv_cache for share in used), default=0),
                 activations=max((share.activations for share in used), default=0),
-                buffers=_buffers(gpu, used),
+                buffers=CUDA_CONTEXT_BYTES + COLLECTIVE_BUFFER_BYTES if used and gpu.kind == "gpu" else 0,
             )
         )
     return tuple(found)
-
-
-def _buffers(gpu: Gpu, used: Sequence[Share]) -> int:
-    """The driver's and NCCL's on a GPU; on a CPU the attention kernel's own."""
-    if gpu.kind == "gpu":
-        return CUDA_CONTEXT_BYTES + COLLECTIVE_BUFFER_BYTES if used else 0
-    return max((share.tiles for share in used), default=0)
 
 
 def weight_slices(model: Model, operations: Sequence[p.Operation]) -> set[p.WeightSlice]:
@@ -183,35 +177,108 @@ def cache_bytes(model: Model, program: p.Program, rank: int) -> int:
     )
 
 
-def peak_activation_bytes(program: p.Program, rank: int) -> int:
+def peak_activation_bytes(program: p.Program, rank: int, machine: Machine = GPUS) -> int:
     """Largest sum of live values while the rank's operations run in order."""
-    operations = program.ranks[rank]
-    owner: dict[str, str] = {}
-    for operation in operations:
-        if isinstance(operation, p.Slice) and is_view(operation):
-            owner[operation.writes[0]] = owner.get(operation.reads[0], operation.reads[0])
-    last: dict[str, int] = {}
-    for index, operation in enumerate(operations):
-        for name in (*operation.reads, *operation.writes):
-            last[owner.get(name, name)] = index
-    expiring: dict[int, list[str]] = {}
-    for name, index in last.items():
-        expiring.setdefault(index, []).append(name)
+    tokens = TOKEN_BYTES * program.step.num_tokens if any("tokens" in one.reads for one in program.ranks[rank]) else 0
+    return max(live_bytes(program, rank, machine), default=0) + angle_bytes(program.ranks[rank]) + tokens
+
+
+def live_bytes(program: p.Program, rank: int, machine: Machine = GPUS) -> list[int]:
+    """Live values at every operation's own peak, with what it holds besides: what it waits for has just arrived."""
+    operations, found = program.ranks[rank], list[int]()
+    storages = Storages(operations)
+    expiring = storages.expiring()
     live: dict[str, int] = {}
-    now = peak = 0
+    now = 0
     for index, operation in enumerate(operations):
-        is_a_view = isinstance(operation, p.Slice) and operation.writes[0] in owner
-        for name, num_bytes in () if is_a_view else output_bytes(operation, program.dtype).items():
-            live[name] = num_bytes
-            now += num_bytes
-        peak = max(peak, now + workspace_bytes(operation, program.dtype))
-        for name in expiring.get(index, ()):
+        peak = now + storages.arriving(index, program.dtype, machine)
+        for name in expiring.get((index, "before"), ()):
             now -= live.pop(name, 0)
-    return peak + angle_bytes(operations)
+        for name, num_bytes in storages.written(operation, program.dtype).items():
+            live[name] = live.get(name, 0) + num_bytes
+            now += num_bytes
+        copied = operation.num_bytes if isinstance(operation, p.Send) and operation.reads[0] in storages.views else 0
+        found.append(max(peak, now + copied + workspace_bytes(operation, program.dtype, machine)))
+        for name in expiring.get((index, "after"), ()):
+            now -= live.pop(name, 0)
+    return found
+
+
+class Storages:
+    """Which of a rank's values share memory, and until when. ``views``: values that are parts of each row of another;
+    where rows of one have to follow one another, they are copied."""
+
+    def __init__(self, operations: Sequence[p.Operation]) -> None:
+        self.operations = operations
+        self.owner: dict[str, str] = {}
+        self.views: set[str] = set()
+        self.collectives: dict[str, p.Collective] = {}
+        self.last: dict[str, int] = {}
+        self.first: dict[str, int] = {}
+        for index, operation in enumerate(operations):
+            for name in (*operation.reads, *operation.writes):
+                self.last[name] = index
+            for name in operation.reads:
+                self.first.setdefault(name, index)
+        for index, operation in enumerate(operations):
+            self._share(index, operation)
+
+    def _share(self, index: int, operation: p.Operation) -> None:
+        owner = self.owner
+        match operation:
+            case p.Slice(reads=(source, *_), writes=(part,)) if source not in self.views and is_view(operation):
+                owner[part] = owner.get(source, source)
+            case p.Rope(reads=(source, *_), writes=(query, *_)):
+                whole = owner.get(source, source) if only_splits(operation) else query
+                owner.update(dict.fromkeys(operation.writes, whole))
+                self.views.update(operation.writes)
+            case p.Collective(reads=(source, *_), writes=(result,), kind=kind):
+                self.collectives[result] = operation
+                if kind == "all_reduce" and self.last[source] == index and source not in owner:
+                    owner[result] = source
+
+    def expiring(self) -> dict[tuple[int, str], list[str]]:
+        """Storages by the operation after which nobody reads them, or before which the collective that did is done."""
+        last: dict[str, tuple[int, str]] = {}
+        for name, at in self.last.items():
+            whole = self.owner.get(name, name)
+            last[whole] = max(last.get(whole, (0, "")), (at, "after"))
+        for name, collective in self.collectives.items():
+            for source in collective.reads:
+                whole = self.owner.get(source, source)
+                last[whole] = max(last[whole], (self.first.get(name, 0), "before"))
+        found: dict[tuple[int, str], list[str]] = {}
+        for name, moment in last.items():
+            found.setdefault(moment, []).append(name)
+        return found
+
+    def arriving(self, index: int, dtype: str, machine: Machine) -> int:
+        """What the collectives have received whose values the operation is the first to read."""
+        reads = (name for name in self.operations[index].reads if self.first[name] == index)
+        collectives = (self.collectives[name] for name in reads if name in self.collectives)
+        return sum(received_bytes(one, dtype, machine) for one in collectives)
+
+    def written(self, operation: p.Operation, dtype: str) -> dict[str, int]:
+        """Bytes that an operation adds to each storage."""
+        found: dict[str, int] = {}
+        if isinstance(operation, p.Slice) and operation.writes[0] not in self.owner:
+            return {operation.writes[0]: _part_elements(operation) * DTYPE_BYTES[dtype]}
+        if isinstance(operation, p.Rope) and only_splits(operation):
+            return {}
+        if isinstance(operation, p.Collective) and operation.writes[0] in self.owner:
+            return {}
+        for name, num_bytes in output_bytes(operation, dtype).items():
+            whole = self.owner.get(name, name)
+            found[whole] = found.get(whole, 0) + num_bytes
+        return found
 
 
 def is_view(operation: p.Slice) -> bool:
     return contiguous_rows(operation.batch, operation.source, operation.target) is not None
+
+
+def _part_elements(operation: p.Slice) -> int:
+    return num_tokens(operation.target.block, operation.batch) * operation.target.num_cells * operation.row_width
 
 
 def output_bytes(operation: p.Operation, dtype: str) -> dict[str, int]:
@@ -261,8 +328,8 @@ def _output_elements(operation: p.Operation) -> int:
             return allocated_rows(operation) * peers * hidden
         case p.Combine(num_tokens=tokens, hidden=hidden):
             return tokens * hidden
-        case p.Slice(batch=batch, target=target, row_width=width):
-            return 0 if is_view(operation) else num_tokens(target.block, batch) * target.num_cells * width
+        case p.Slice():
+            return 0 if is_view(operation) else _part_elements(operation)
         case p.Concat(batch=batch, target=target, row_width=width):
             return num_tokens(target.block, batch) * target.num_cells * width
         case p.Collective(shape=shape, kind=kind, ranks=ranks):

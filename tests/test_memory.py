@@ -75,8 +75,8 @@ def test_activation_peak_of_a_hand_made_list_counts_what_is_alive() -> None:
     )
     program = lower(tiny_model(), prefill_step(1, 8), static(tiny_model(), 1), nodes=NODES[:1], dtype="fp32")
     made = p.Program(program.step, "fp32", (operations,), ((),), ("",))
-    # a (10·8·4 B) dies after b (10·16·4 B) is written; then b and c live together: 2·640 B
-    assert peak_activation_bytes(made, 0) == 2 * 640
+    # a (10·8·4 B) dies after b (10·16·4 B) is written; then b and c live together: 2·640 B, beside 8 token ids of 8 B
+    assert peak_activation_bytes(made, 0) == 2 * 640 + 8 * 8
 
 
 def test_context_parallel_halves_activations() -> None:
