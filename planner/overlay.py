@@ -14,7 +14,7 @@ from typing import Any
 from planner.validation import Validation
 from simulator.measurement import MeasuredStep
 from simulator.program import Operation, stream_of
-from simulator.simulation.chrome_trace import spelled_out, threads_of
+from simulator.simulation.chrome_trace import spelled_out, thread_id, threads_of
 from simulator.simulation.timeline import Timeline
 from simulator.units import PICOSECONDS_PER_S
 
@@ -51,7 +51,7 @@ def _step_events(
                     "ph": "X",
                     "name": f"{label}: {type(operation).__name__} layer {operation.layer}",
                     "pid": 2 * rank + side,
-                    "tid": threads[rank][stream_of(operation)],
+                    "tid": thread_id(2 * rank + side, threads[rank][stream_of(operation)]),
                     "ts": first / NS_PER_US,
                     "dur": (last - first) / NS_PER_US,
                     "args": {"operation": number, "micro_batch": operation.micro_batch},
@@ -67,7 +67,7 @@ def _names(rank: int, operations: tuple[Operation, ...], threads: dict[int, dict
         process = 2 * rank + side
         if not known:
             about = {"name": f"rank {rank} {what}"}
-            yield {"ph": "M", "name": "process_name", "pid": process, "tid": 0, "args": about}
+            yield {"ph": "M", "name": "process_name", "pid": process, "tid": thread_id(process, 0), "args": about}
         for stream, thread in new.items():
             about = {"name": spelled_out(stream)}
-            yield {"ph": "M", "name": "thread_name", "pid": process, "tid": thread, "args": about}
+            yield {"ph": "M", "name": "thread_name", "pid": process, "tid": thread_id(process, thread), "args": about}

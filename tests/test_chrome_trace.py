@@ -81,6 +81,9 @@ def slices_by_thread(events: list[Event]) -> dict[tuple[int, int], list[tuple[in
 def check_names(events: list[Event], slices: dict[tuple[int, int], list[tuple[int, int]]]) -> None:
     processes = {event["pid"] for event in events if event["name"] == "process_name"}
     threads = {(event["pid"], event["tid"]) for event in events if event["name"] == "thread_name"}
+    ids = [thread for _, thread in threads]
+    assert len(set(ids)) == len(ids)  # Perfetto knows a thread by its id alone
+    assert not set(ids) & {0, *(process for process, _ in threads)}  # and takes these for main threads
     assert {event["pid"] for event in events} <= processes
     assert set(slices) <= threads
 

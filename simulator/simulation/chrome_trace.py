@@ -21,6 +21,7 @@ from simulator.simulation.timeline import Timeline
 from simulator.units import GB
 
 PICOSECONDS_PER_NS, NS_PER_US = 1000, 1000
+MOST_THREADS = 100_000  # of a process; and processes
 Event = dict[str, Any]
 
 
@@ -35,8 +36,14 @@ def _us(picoseconds: int) -> float:
     return picoseconds // PICOSECONDS_PER_NS / NS_PER_US
 
 
+def thread_id(process: int, number: int) -> int:
+    """Of a process' thread. Perfetto takes thread 0, and the one whose id is its process', for the main thread of that
+    process, and so two streams for one: no id of a thread is one of a process."""
+    return (process + 1) * MOST_THREADS + number
+
+
 def threads_of(operations: tuple[Operation, ...]) -> dict[str, int]:
-    """Thread number of each stream: compute, collective, then sends and receives by peer."""
+    """Number of each stream: compute, collective, then sends and receives by peer."""
     names = {stream_of(operation) for operation in operations}
     order = {"compute": 0, "collective": 1, "send": 2, "recv": 3}
 
@@ -54,7 +61,13 @@ def _rank_events(timeline: Timeline, cluster: Cluster) -> Iterator[Event]:
             continue
         node, local, spec = places[rank]
         yield _name("process_name", rank, 0, f"rank {rank} · node {node} · {spec.gpu} {local}")
-        yield {"ph": "M", "name": "process_sort_index", "pid": rank, "tid": 0, "args": {"sort_index": rank}}
+        yield {
+            "ph": "M",
+            "name": "process_sort_index",
+            "pid": rank,
+            "tid": thread_id(rank, 0),
+            "args": {"sort_index": rank},
+        }
         threads = threads_of(operations)
         for stream, thread in threads.items():
             yield _name("thread_name", rank, thread, spelled_out(stream))
@@ -67,7 +80,7 @@ def spelled_out(stream: str) -> str:
 
 
 def _name(kind: str, process: int, thread: int, name: str) -> Event:
-    return {"ph": "M", "name": kind, "pid": process, "tid": thread, "args": {"name": name}}
+    return {"ph": "M", "name": kind, "pid": process, "tid": thread_id(process, thread), "args": {"name": name}}
 
 
 def _slice(timeline: Timeline, rank: int, index: int, thread: int) -> Event:
@@ -81,7 +94,7 @@ def _slice(timeline: Timeline, rank: int, index: int, thread: int) -> Event:
         "name": _title(operation),
         "cat": "transfer" if "bytes" in about else "compute",
         "pid": rank,
-        "tid": thread,
+        "tid": thread_id(rank, thread),
         "ts": _us(start),
         "dur": (end // PICOSECONDS_PER_NS - start // PICOSECONDS_PER_NS) / NS_PER_US,
         "args": about,
@@ -126,7 +139,7 @@ def _arrows(timeline: Timeline) -> Iterator[Event]:
 
 def _arrow_end(phase: str, number: int, rank: int, thread: int, instant_ps: int) -> Event:
     event = {"ph": phase, "id": number, "name": "message", "cat": "transfer"}
-    return event | {"pid": rank, "tid": thread, "ts": _us(instant_ps)}
+    return event | {"pid": rank, "tid": thread_id(rank, thread), "ts": _us(instant_ps)}
 
 
 def _load_events(timeline: Timeline) -> Iterator[Event]:
@@ -143,7 +156,7 @@ def _load_events(timeline: Timeline) -> Iterator[Event]:
             "ph": "C",
             "name": f"{name} [{unit}]",
             "pid": process,
-            "tid": 0,
+            "tid": thread_id(process, 0),
             "ts": _us(instant),
             "args": {unit: value},
         }
