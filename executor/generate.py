@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,7 +23,10 @@ from executor.transfers import Issued
 from executor.weights import Weights
 from executor.worker import Worker
 from executor.world import DistributedTransport, World
+from simulator.errors import ExecutionError
 from simulator.measurement import Environment
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass
@@ -36,6 +42,18 @@ class Answer:
 
 def lines_path(directory: Path, rank: int) -> Path:
     return directory / f"rank{rank}.jsonl"
+
+
+@contextmanager
+def finished_steps(path: Path) -> Iterator[TextIO]:
+    """The file that takes a line a finished step; ExecutionError when the disk is full, whatever was written before."""
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        raise ExecutionError(f"{path}: {error.strerror}; free some space, or set TMPDIR to where there is") from error
 
 
 def generate(worker: Worker, generation: Generation) -> Answer:
@@ -54,7 +72,7 @@ def generate(worker: Worker, generation: Generation) -> Answer:
     )
     answer = Answer(environment(world.device, session.backend), time.perf_counter() - began_s)
     prompts = torch.cat(prompts_of(generation))
-    with lines_path(worker.directory, world.rank).open("w", encoding="utf-8") as file:
+    with finished_steps(lines_path(worker.directory, world.rank)) as file:
         for repeat in range(-generation.warm_up, generation.repeats):
             tokens: Tensor | None = prompts
             for number in range(len(generation.programs)):

@@ -13,6 +13,7 @@ import struct
 import sys
 import threading
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -107,8 +108,9 @@ def main() -> None:
         except Exception as error:
             failure = failure_of(error)
             answer = encode(failure)
-            sys.stderr.write(failure.details)
-            sys.stderr.flush()
+            with suppress(OSError):  # the disk is full: the answer says what there was no room for
+                sys.stderr.write(failure.details)
+                sys.stderr.flush()
         else:
             progress.note(State.IDLE)
         write_frame(answers, answer)

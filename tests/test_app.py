@@ -28,6 +28,7 @@ from planner.exploring.whatif import BATCHES, LENGTHS, RATES, SCHEMES, Slice, Wh
 from planner.problem import load_problem
 from simulator import presets
 from simulator.errors import SpecError
+from tests.reliability.scale import of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SMALL = "--model fa-pool --cluster dgx-a100-2 --workload local --profile a100-sxm4-80gb"
@@ -182,7 +183,7 @@ def inputs(count: int) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("text", inputs(20))
+@pytest.mark.parametrize("text", inputs(of(5, 20)))
 def test_the_command_on_the_page_writes_the_pages_json_byte_for_byte(text: str, tmp_path: Path) -> None:
     words = preset_words(text)
     line = canonical_command(words)

@@ -80,9 +80,17 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
+def window() -> Iterator[Any]:
+    """One for all tests: scripts are fetched and compiled once; a page is a session of its own all the same."""
     with browser() as found:
-        yield found
+        yield found.new_context(viewport={"width": SIZES[0][0], "height": SIZES[0][1]})
+
+
+@pytest.fixture
+def context(window: Any) -> Iterator[Any]:
+    yield window
+    for page in window.pages:
+        page.close()
 
 
 @pytest.fixture(scope="module")
@@ -92,33 +100,32 @@ def grid_is_current() -> bool:
 
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_opens_by_its_address_at_both_sizes_and_asks_no_other_host(
-    address: str, chromium: Any, path: str, grid_is_current: bool
+    address: str, context: Any, path: str, grid_is_current: bool
 ) -> None:
     if path.startswith("whatif") and not grid_is_current:
         pytest.skip("the shipped grid was made from other inputs; python -m app.grid makes it again")
+    hosts: set[str] = set()
+    page = open_page(context, f"{address}/{path}", hosts)
     for width, height in SIZES:
-        hosts: set[str] = set()
-        context = chromium.new_context(viewport={"width": width, "height": height})
-        page = open_page(context, f"{address}/{path}", hosts)
+        page.set_viewport_size({"width": width, "height": height})
+        settle(page)
         assert page.locator("h1").inner_text() == PAGES[path]
         assert page.locator("[data-testid=stException]").count() == 0
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert {host for host in hosts if host} == {address.removeprefix("http://")}
-        context.close()
+    assert {host for host in hosts if host} == {address.removeprefix("http://")}
 
 
 def test_a_slider_moved_by_keyboard_changes_map_and_address_and_a_reload_keeps_it(
-    address: str, chromium: Any, grid_is_current: bool
+    address: str, context: Any, grid_is_current: bool
 ) -> None:
     if not grid_is_current:
         pytest.skip("the shipped grid was made from other inputs; python -m app.grid makes it again")
-    page = open_page(chromium.new_context(), f"{address}/whatif?phase=decode&nics=2&batch=16&tokens=4096&pool=8")
+    page = open_page(context, f"{address}/whatif?phase=decode&nics=2&batch=16&tokens=4096&pool=8")
     before = page.locator(".ap-map").inner_html()
     page.locator("input[type=range]").first.focus()
     page.keyboard.press("ArrowLeft")
     page.wait_for_function("location.search.includes('nics=1')", timeout=20_000)
-    settle(page)
-    assert page.locator(".ap-map").inner_html() != before
+    page.wait_for_function("old => document.querySelector('.ap-map').innerHTML !== old", arg=before, timeout=20_000)
     address_now = page.url
     for part in ("phase=decode", "batch=16", "tokens=4096", "pool=8"):
         assert part in address_now
@@ -130,10 +137,10 @@ def test_a_slider_moved_by_keyboard_changes_map_and_address_and_a_reload_keeps_i
 
 @pytest.mark.parametrize("page_name", INPUTS)
 def test_every_input_of_a_page_is_read_from_the_address_and_stays_in_it(
-    address: str, chromium: Any, page_name: str
+    address: str, context: Any, page_name: str
 ) -> None:
     given = INPUTS[page_name]
-    page = open_page(chromium.new_context(), f"{address}/{page_name}?{urlencode(given, doseq=True)}")
+    page = open_page(context, f"{address}/{page_name}?{urlencode(given, doseq=True)}")
     for _ in range(40):  # boxes fill in after the page has settled where the machine is busy
         if page.evaluate(SHOWN, list(given)) == given:
             break
@@ -141,11 +148,10 @@ def test_every_input_of_a_page_is_read_from_the_address_and_stays_in_it(
     assert page.evaluate(SHOWN, list(given)) == given
     asked = {key: [value] if isinstance(value, str) else value for key, value in given.items()}
     assert parse_qs(urlsplit(page.url).query, keep_blank_values=True) == asked
-    page.context.close()
 
 
-def test_what_a_page_is_told_by_hand_is_in_its_address(address: str, chromium: Any) -> None:
-    page = open_page(chromium.new_context(), f"{address}/timeline?tokens=1024&pool=8&ranks=0&ranks=9")
+def test_what_a_page_is_told_by_hand_is_in_its_address(address: str, context: Any) -> None:
+    page = open_page(context, f"{address}/timeline?tokens=1024&pool=8&ranks=0&ranks=9")
     page.locator(".st-key-ranks").get_by_role("button").first.click()
     page.wait_for_function("!location.search.includes('ranks=0')", timeout=20_000)
     assert "ranks=9" in page.url
@@ -156,11 +162,10 @@ def test_what_a_page_is_told_by_hand_is_in_its_address(address: str, chromium: A
     page.wait_for_function("location.search.includes('phase=decode')", timeout=20_000)
     settle(page)
     assert page.locator("[data-testid=stException]").count() == 0
-    page.context.close()
 
 
-def test_a_gpu_of_the_drawing_is_chosen_by_mouse_and_by_keyboard(address: str, chromium: Any) -> None:
-    page = open_page(chromium.new_context(), f"{address}/topology?tokens=1024&pool=8")
+def test_a_gpu_of_the_drawing_is_chosen_by_mouse_and_by_keyboard(address: str, context: Any) -> None:
+    page = open_page(context, f"{address}/topology?tokens=1024&pool=8")
     page.locator("[data-rank='9']").click()
     page.wait_for_function("location.search.includes('rank=9')", timeout=20_000)
     settle(page)
@@ -170,7 +175,6 @@ def test_a_gpu_of_the_drawing_is_chosen_by_mouse_and_by_keyboard(address: str, c
     page.wait_for_function("location.search.includes('rank=3')", timeout=20_000)
     settle(page)
     assert page.locator(".chosen").get_attribute("data-rank") == "3"
-    page.context.close()
 
 
 @pytest.mark.parametrize(
@@ -186,18 +190,17 @@ def test_a_gpu_of_the_drawing_is_chosen_by_mouse_and_by_keyboard(address: str, c
         "documents?verdict=%00",
     ],
 )
-def test_a_hostile_address_gives_a_notice_and_never_a_traceback(address: str, chromium: Any, query: str) -> None:
-    page = chromium.new_context().new_page()
+def test_a_hostile_address_gives_a_notice_and_never_a_traceback(address: str, context: Any, query: str) -> None:
+    page = context.new_page()
     page.on("dialog", lambda dialog: pytest.fail(f"a script ran: {dialog.message}"))
     page.goto(f"{address}/{query}")
     page.wait_for_selector("[data-testid=stAlert]", timeout=90_000)
     assert page.locator("[data-testid=stException]").count() == 0
     assert "Traceback" not in page.inner_text("body")
-    page.context.close()
 
 
-def test_a_hostile_upload_gives_a_notice(address: str, chromium: Any, tmp_path: Path) -> None:
-    page = open_page(chromium.new_context(), f"{address}/validate")
+def test_a_hostile_upload_gives_a_notice(address: str, context: Any, tmp_path: Path) -> None:
+    page = open_page(context, f"{address}/validate")
     bad = tmp_path / "bad.json"
     bad.write_text('{"a": 1, "a": NaN', encoding="utf-8")
     for index in range(2):
@@ -208,16 +211,16 @@ def test_a_hostile_upload_gives_a_notice(address: str, chromium: Any, tmp_path: 
     assert page.locator("[data-testid=stException]").count() == 0
 
 
-def test_an_upload_above_five_megabytes_is_refused(address: str, chromium: Any, tmp_path: Path) -> None:
-    page = open_page(chromium.new_context(), f"{address}/validate")
+def test_an_upload_above_five_megabytes_is_refused(address: str, context: Any, tmp_path: Path) -> None:
+    page = open_page(context, f"{address}/validate")
     big = tmp_path / "big.json"
     big.write_bytes(b" " * (6 * 10**6))
     page.locator("input[type=file]").first.set_input_files(big)
     page.get_by_role("alert").filter(has_text="5.0MB").wait_for(timeout=20_000)
 
 
-def test_planning_can_be_stopped_and_taken_up_again(address: str, chromium: Any) -> None:
-    page = chromium.new_context().new_page()
+def test_planning_can_be_stopped_and_taken_up_again(address: str, context: Any) -> None:
+    page = context.new_page()
     page.goto(f"{address}/?scenario=fa-pool&cluster=dgx-a100-5-nic2")
     page.locator("[data-testid=stMain] button", has_text="Stop").click(timeout=60_000)  # not the toolbar's
     page.get_by_text("Planning was stopped").wait_for(timeout=30_000)

@@ -18,8 +18,9 @@ from planner.space import Question, enumerate_space, name_of, placement_of
 from planner.verification.verify import verify
 from simulator.errors import InfeasibleError
 from tests.instances import random_problem
+from tests.reliability.scale import of
 
-SEEDS = range(1000, 1250)  # with the 56 of test_search, more than 300 instances
+SEEDS = range(1000, 1000 + of(60, 250))  # in full with the 56 of test_search more than 300 instances
 EACH = 1  # candidates of a family in an instance, so that all can be simulated
 
 
@@ -79,7 +80,7 @@ def test_choice_equals_brute_force_over_every_family(seed: int) -> None:
 
 def test_the_instances_hold_every_family_and_mixed_clusters() -> None:
     seen, mixed = dict.fromkeys(families(np.zeros(0, dtype=enumerate_space(instance(1000)[1]).dtype)), 0), 0
-    for seed in SEEDS[:120]:
+    for seed in range(1000, 1120):
         _, question = instance(seed)
         mixed += question.mixed
         for name, chosen in families(enumerate_space(question)).items():
@@ -88,7 +89,7 @@ def test_the_instances_hold_every_family_and_mixed_clusters() -> None:
     assert min(seen.values()) >= 10, seen
 
 
-@pytest.mark.parametrize("seed", range(24))
+@pytest.mark.parametrize("seed", range(of(8, 24)))
 def test_the_verifier_accepts_what_is_made_of_any_instance(seed: int) -> None:
     problem = random_problem(seed)
     allocation = make_problem(problem, limit=2)

@@ -17,9 +17,12 @@ from simulator.simulation.streams import tasks_of
 from tests.hand_made import cluster, compute, cpu_cluster, durations, send
 from tests.played import MS, play
 from tests.random_programs import SHAPES, random_program
+from tests.reliability.scale import of
+
+ENOUGH = settings(max_examples=of(100, 500))
 
 
-@settings(max_examples=500, deadline=None)
+@ENOUGH
 @given(SHAPES, st.permutations(range(4)))
 def test_relabelling_the_ranks_of_a_symmetric_node_changes_nothing(
     shape: list[tuple[str, int, int, int]], order: list[int]
@@ -33,7 +36,7 @@ def test_relabelling_the_ranks_of_a_symmetric_node_changes_nothing(
     ]
 
 
-@settings(max_examples=500, deadline=None)
+@ENOUGH
 @given(SHAPES)
 def test_no_step_beats_its_compute_its_bytes_or_its_dependencies(shape: list[tuple[str, int, int, int]]) -> None:
     built = random_program(shape)
@@ -55,7 +58,7 @@ def test_no_step_beats_its_compute_its_bytes_or_its_dependencies(shape: list[tup
             writer |= dict.fromkeys(operation.writes, index)
 
 
-@settings(max_examples=500, deadline=None)
+@ENOUGH
 @given(SHAPES)
 def test_bytes_on_the_links_are_the_messages_bytes(shape: list[tuple[str, int, int, int]]) -> None:
     """Sent = received = planned: each port carries its messages and a ring all-reduce of two moves S each way."""
@@ -70,7 +73,7 @@ def test_bytes_on_the_links_are_the_messages_bytes(shape: list[tuple[str, int, i
         assert carried[f"node 0 gpu {rank} in"] == pytest.approx(received + both)
 
 
-@settings(max_examples=500, deadline=None)
+@ENOUGH
 @given(SHAPES)
 def test_coalesced_tasks_run_as_the_single_operations_would(shape: list[tuple[str, int, int, int]]) -> None:
     """CPU nodes run operation by operation; with a core a rank, no transfer cost and the same link it is the same."""

@@ -21,10 +21,11 @@ from simulator.simulation.engine import run
 from simulator.simulation.timeline import Timeline
 from tests.any_scheme import NODE_GPUS, NODES, NUM_RANKS, Case, cases
 from tests.hand_made import cluster
+from tests.reliability.scale import of
 
 PEAK_FLOP_PER_S, MEMORY_BYTES_PER_S = 1e12, 1e11
 LATENCY_S = 1e-6
-ENOUGH = settings(max_examples=500, deadline=None)
+ENOUGH = settings(max_examples=of(100, 500))
 
 
 def machine(factor: float = 1.0, *, latency_s: float = LATENCY_S) -> Cluster:

@@ -17,6 +17,7 @@ from simulator.errors import InfeasibleError
 from simulator.scenario import Objective
 from simulator.workload import Phase
 from tests.instances import random_problem
+from tests.reliability.scale import of
 
 MOST = 24  # candidates of an instance, so that all can be simulated
 
@@ -34,7 +35,7 @@ def brute_force(problem: Problem, question: Question, rows: npt.NDArray[np.bool_
     return score, gpus, name
 
 
-@pytest.mark.parametrize("seed", range(100, 156))
+@pytest.mark.parametrize("seed", range(100, 100 + of(16, 56)))
 def test_choice_equals_brute_force_on_random_instances(seed: int) -> None:
     problem = random_problem(seed)
     phase: Phase = "prefill" if seed % 2 else "decode"

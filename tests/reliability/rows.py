@@ -73,6 +73,9 @@ ROWS = (
             *_of("reliability/test_whole_steps", "test_the_checks_see_what_is_lost",
                  "test_flops_keys_messages_and_bytes_are_conserved_whatever_the_placement"),
             *_of("test_engine_invariants", "test_bytes_on_the_links_are_the_messages_bytes"),
+            *_of("test_invariants", "test_flops_tokens_and_cache_are_conserved_over_ranks",
+                 "test_relabelling_nodes_and_their_gpus_changes_nothing"),
+            "tests/test_routed_invariants.py",
             *_of("test_lowering", "test_attention_flops_are_conserved_over_ranks",
                  "test_any_pool_grid_computes_every_pair_once"),
             *_of("test_memory", "test_kv_cache_over_all_shards_is_the_models_kv"),
@@ -84,7 +87,11 @@ ROWS = (
     Row(
         "monotonicity",
         "more work is never less time, bytes or memory; slower parts never a faster step; exceptions below",
-        ("tests/reliability/test_monotonicity.py",),
+        (
+            "tests/reliability/test_monotonicity.py",
+            *_of("test_invariants", "test_time_is_inverse_in_bandwidth",
+                 "test_sequences_twice_as_long_never_take_less_time"),
+        ),
         lambda f: "; ".join(
             f"{one['sharing_anomalies']} sharing anomalies in {one['random_steps']:,} contended steps, the worst "
             f"{one['worst_gain_percent']} %" for one in f
@@ -98,6 +105,8 @@ ROWS = (
             *_of("reliability/test_whole_steps", "test_no_step_is_shorter_than_its_flops_its_bytes_or_its_hops",
                  "test_hops_are_counted_along_values"),
             *_of("test_engine_invariants", "test_no_step_beats_its_compute_its_bytes_or_its_dependencies"),
+            *_of("test_invariants",
+                 "test_links_carry_what_is_sent_and_no_step_beats_its_flops_its_bytes_or_its_hops"),
             *_of("test_cost", "test_no_prediction_beats_the_roofline"),
             *_of("test_collectives", "test_no_collective_beats_its_bytes_over_its_links"),
             "tests/test_bound.py",
@@ -122,13 +131,14 @@ ROWS = (
         "the search's choice, and the head distribution's, is the best of all candidates simulated one by one",
         (
             *_of("test_search", "test_choice_equals_brute_force_on_random_instances"),
+            *_of("test_breadth", "test_choice_equals_brute_force_over_every_family"),
             *_of("test_heads", "test_integer_program_equals_brute_force_on_random_gpus"),
         ),
     ),
     Row(
         "verifier",
         "code that the search does not share accepts what the planner makes and names the place of every mutation",
-        ("tests/test_verify.py",),
+        ("tests/test_verify.py", *_of("test_breadth", "test_the_verifier_accepts_what_is_made_of_any_instance")),
     ),
     Row(
         "infeasibility",
@@ -182,7 +192,7 @@ ROWS = (
         "a writer killed at any moment leaves the old file or the new one, and no litter that lasts",
         (
             *_of("reliability/test_killed_writers",
-                 "test_a_writer_killed_a_hundred_times_leaves_the_old_file_or_the_new_one",
+                 "test_a_writer_killed_again_and_again_leaves_the_old_file_or_the_new_one",
                  "test_leftovers_of_killed_writers_are_swept_and_live_ones_are_not"),
             *_of("test_files", "test_a_failed_write_leaves_the_old_file_and_nothing_else",
                  "test_a_written_file_has_ordinary_permissions"),
@@ -219,10 +229,12 @@ ROWS = (
     ),
     Row(
         "disk full",
-        "make, predict and calibrate import exit 2 with one line, the old file intact, nothing left behind",
+        "make, predict, calibrate import and run end with one line (exit 2; 1 where a rank's finished steps have no "
+        "room), the old file intact, nothing left behind",
         (
             *_of("reliability/test_killed_writers", "test_a_full_disk_is_one_line_exit_2_and_the_old_file",
-                 "test_a_full_file_system_keeps_the_old_file"),
+                 "test_a_full_file_system_keeps_the_old_file",
+                 "test_a_run_whose_disk_is_full_ends_with_one_line_and_keeps_the_old_file"),
         ),
         lambda f: f"{', '.join(str(one['command']) for one in f)}",
     ),

@@ -10,16 +10,18 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
 from simulator.formats.files import to_json, write_atomically
-from tests.reliability.scale import ROOT, record
+from tests.reliability.scale import ROOT, of, record
 from tests.test_verify import problem
+from tests.test_verify import text as allocation_text
 
 SIZES = (10_000, 200_000)
-KILLS = 100
+KILLS = of(25, 100)
 WRITER = """
 import sys
 from pathlib import Path
@@ -33,21 +35,24 @@ while True:
 """
 
 
-def write_forever(path: Path) -> None:
+def write_forever(path: Path, begun: Event) -> None:
+    begun.set()
     while True:
         for letter in "ab":
             for size in SIZES:
                 write_atomically(path, letter * size)
 
 
-def test_a_writer_killed_a_hundred_times_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
+def test_a_writer_killed_again_and_again_leaves_the_old_file_or_the_new_one(tmp_path: Path) -> None:
     """kill -9 of a real process at a random moment, all over one file."""
     path, chance = tmp_path / "allocation.json", random.Random(0)
     context, seen = multiprocessing.get_context("fork"), set[str]()
     write_atomically(path, "a" * SIZES[0])
     for _ in range(KILLS):
-        writer = context.Process(target=write_forever, args=(path,))
+        begun = context.Event()
+        writer = context.Process(target=write_forever, args=(path, begun))
         writer.start()
+        begun.wait()
         time.sleep(chance.uniform(0.0, 0.02))
         writer.kill()
         writer.join()
@@ -143,13 +148,51 @@ except Exception as error:
 """
 
 
-def test_a_full_file_system_keeps_the_old_file(tmp_path: Path) -> None:
-    """A real tmpfs of 64 KiB, in a mount namespace of its own."""
-    script = ON_TMPFS.format(folder=tmp_path, python=sys.executable)
+def in_a_mount_namespace(script: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """``script`` where it may mount file systems that nobody else sees; skips where the system does not let us."""
     done = subprocess.run(
-        ["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False,
+        ["unshare", "-rm", "sh", "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=300,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
-    if "unshare" in done.stderr or "mount" in done.stderr:
+    if any(line.startswith(("unshare:", "mount:")) for line in done.stderr.splitlines()):
         pytest.skip(f"no mount namespaces here: {done.stderr.strip()[:100]}")
+    return done
+
+
+def test_a_full_file_system_keeps_the_old_file(tmp_path: Path) -> None:
+    """A real tmpfs of 64 KiB."""
+    done = in_a_mount_namespace(ON_TMPFS.format(folder=tmp_path, python=sys.executable), tmp_path)
     assert done.stdout == "SpecError out.json: cannot be written: No space left on device ['out.json'] old\n\n"
+
+
+RUN = "run plan.json --on cpu --tokens 64 --decode-tokens 24 --repeats 1 -o out/measurement.json"
+FULL_DISKS = {
+    # (mounted, bytes, exit, what the one line says)
+    "measurement": ("out", 16_384, 2, "plan: out/measurement.json: cannot be written: No space left on device"),
+    "finished steps": ("tmp", 65_536, 1, "No space left on device; free some space, or set TMPDIR to where there is"),
+}
+
+
+@pytest.mark.parametrize("what", list(FULL_DISKS)[-of(1, 2) :])
+def test_a_run_whose_disk_is_full_ends_with_one_line_and_keeps_the_old_file(what: str, tmp_path: Path) -> None:
+    """``plan run`` on processes, its measurement or its ranks' finished steps on a tmpfs too small for them."""
+    mounted, size, code, line = FULL_DISKS[what]
+    one = problem()
+    for name, value in ((one.sources.model, one.model), (one.sources.cluster, one.cluster)):
+        (tmp_path / name).write_text(to_json(value))
+    (tmp_path / one.sources.workload).write_text(to_json(one.workload))
+    (tmp_path / "plan.json").write_text(allocation_text())
+    for folder in ("out", "tmp"):
+        (tmp_path / folder).mkdir()
+    done = in_a_mount_namespace(
+        f"mount -t tmpfs -o size={size} none {mounted} && echo old > out/measurement.json && "
+        f"TMPDIR={tmp_path / 'tmp'} {sys.executable} -m planner.cli {RUN}; "
+        f"echo $?; ls -A out tmp; cat out/measurement.json",
+        tmp_path,
+    )
+    errors = [found for found in done.stderr.splitlines() if not found.endswith("…")]
+    assert len(errors) == 1, done.stderr
+    assert line in errors[0]
+    assert what == "measurement" or errors[0].startswith("plan: rank "), errors
+    assert done.stdout.splitlines()[-6:] == [str(code), "out:", "measurement.json", "", "tmp:", "old"]
+    record("disk full", command=f"run ({what})", exit=code)
