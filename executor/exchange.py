@@ -6,7 +6,8 @@
     two members     each sends the other its value: a ring would go twice
     broadcast       a binomial tree
 
-Every part is summed once, or by all in the members' order, so all members hold the same bits. What can go out at once
+Every part is summed once, or by all in the members' order, so all members hold the same bits; always in one order,
+so they are the same every time. What can go out at once
 is sent when the collective is issued; the rest while the rank waits for this value or any other.
 """
 
@@ -23,9 +24,9 @@ from executor.transfers import combined
 from executor.two_levels import levels_of
 from executor.weights import TORCH_DTYPES
 from simulator import program as p
+from simulator.workspace import WHOLE_BYTES
 
 MESSAGES, COLLECTIVES = 0, 1  # channels of the mesh
-WHOLE_BYTES = 2**15  # up to here a value goes whole to all members: one hop instead of two
 
 Some = Generator[Key, Tensor, None]
 
@@ -111,21 +112,18 @@ class Talk:
         return torch.cat(found)
 
     def reduce_parts(self, value: Tensor, over: Talk | None = None) -> Steps:
-        """All-reduce: member i sums everybody's i-th part, across nodes too if ``over`` has members there, and sends
-        it back."""
+        """All-reduce: member i sums everybody's i-th part into its own, across nodes too if ``over`` has members there,
+        and sends it back. One part at a time: nothing else is held."""
         chunks = value.view(-1).tensor_split(len(self.ranks))
+        mine = chunks[self.place]
         for place in self.others():
             self.send(place, chunks[place])
-        found = [chunks[self.place]] * len(self.ranks)
         for place in self.others():
-            found[place] = yield from self.receive(place, value)
-        mine = summed(found)  # into one of the parts received, or into this rank's own, which the sum replaces
-        del found
+            mine += yield from self.receive(place, value)
         if over is not None:
-            mine = yield from over.reduce(mine)
+            mine.copy_((yield from over.reduce(mine)))
         for place in self.others():
             self.send(place, mine)
-        chunks[self.place].copy_(mine)
         for place in self.others():
             chunks[place].copy_((yield from self.receive(place, value)))
         return value

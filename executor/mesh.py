@@ -91,15 +91,13 @@ class Mesh:
             if sent < len(part):
                 peer.queued.append(memoryview(bytes(part[sent:])))
             sent = max(0, sent - len(part))
-        if peer.queued:
-            self._poll.modify(peer.socket.fileno(), select.POLLIN | select.POLLOUT)
 
     def receive(self, source: int, channel: int, tag: int) -> Tensor:
         """The next message's bytes, [n] uint8; waits for it."""
         box, peer = self._inbox[source, channel, tag], self.peers[source]
         while not box:
             if not self._pull(peer) and not self._go_on():
-                self._wait()
+                self._wait(source)
         return box.popleft()
 
     def post(self, source: int, channel: int, tag: int, size: int) -> None:
@@ -154,8 +152,14 @@ class Mesh:
         for other in sorted(self.peers):
             self.send(other, channel, 0, token)
 
-    def _wait(self) -> None:
-        """Sleep until some connection can go on, and let it."""
+    def _wait(self, *sources: int) -> None:
+        """Sleep until some connection can go on, and let it. What nobody here has asked for yet stays in the kernel:
+        a rank's memory is what its program says, not who is early."""
+        wanted = {*sources, *(one.needs[0] for one in self._under_way), *(key[0] for key in self._posted)}
+        for file, peer in self._by_file.items():
+            coming = peer.rank in wanted or peer.body is not None
+            asked = (select.POLLIN if coming else 0) | (select.POLLOUT if peer.queued else 0)
+            self._poll.modify(file, asked | select.POLLRDHUP)
         for file, event in self._poll.poll():
             peer = self._by_file[file]
             if event & select.POLLOUT:
@@ -171,7 +175,6 @@ class Mesh:
                 peer.queued[0] = part[sent:]
                 return
             peer.queued.popleft()
-        self._poll.modify(peer.socket.fileno(), select.POLLIN)
 
     def _pull(self, peer: Peer) -> bool:
         """Take what has come until a message is whole; whether one is."""

@@ -26,6 +26,7 @@ from simulator.program import Program
 from simulator.scenario import Objective, Scenario
 from simulator.simulation.world import World, world_of
 from simulator.workload import Bucket, Phase, Workload
+from simulator.workspace import Machine
 
 KEPT_FOOTPRINTS = 4
 
@@ -64,6 +65,12 @@ class Problem:
         return world_of(self.profiles)
 
     @cached_property
+    def _machine(self) -> Machine:
+        """What ranks compute and receive on."""
+        nodes = tuple(node for node, _, _ in self.cluster.rank_nodes())
+        return Machine("gpu" if all(gpu.kind == "gpu" for gpu in self.cluster.gpus) else "cpu", nodes)
+
+    @cached_property
     def _footprints(self) -> OrderedDict[int, tuple[Program, Footprint]]:
         return OrderedDict()
 
@@ -72,7 +79,7 @@ class Problem:
         program."""
         kept = self._footprints
         if id(program) not in kept:
-            kept[id(program)] = program, footprint(self.model, program)
+            kept[id(program)] = program, footprint(self.model, program, self._machine)
         kept.move_to_end(id(program))
         while len(kept) > KEPT_FOOTPRINTS:
             kept.popitem(last=False)

@@ -23,6 +23,7 @@ from simulator.workspace import Machine, allocated_rows, angle_bytes, only_split
 
 CUDA_CONTEXT_BYTES = 512 * MiB  # assumed: driver context and loaded kernels of a process
 GPUS = Machine()
+BEFORE, AFTER = 0, 1  # an operation computes
 COLLECTIVE_BUFFER_BYTES = 392 * MiB  # NCCL's buffers for 8 GPUs; AIConfigurator 0.12 a100_sxm.yaml, misc.nccl_mem
 
 
@@ -192,14 +193,14 @@ def live_bytes(program: p.Program, rank: int, machine: Machine = GPUS) -> list[i
     now = 0
     for index, operation in enumerate(operations):
         peak = now + storages.arriving(index, program.dtype, machine)
-        for name in expiring.get((index, "before"), ()):
+        for name in expiring.get((index, BEFORE), ()):
             now -= live.pop(name, 0)
         for name, num_bytes in storages.written(operation, program.dtype).items():
             live[name] = live.get(name, 0) + num_bytes
             now += num_bytes
         copied = operation.num_bytes if isinstance(operation, p.Send) and operation.reads[0] in storages.views else 0
         found.append(max(peak, now + copied + workspace_bytes(operation, program.dtype, machine)))
-        for name in expiring.get((index, "after"), ()):
+        for name in expiring.get((index, AFTER), ()):
             now -= live.pop(name, 0)
     return found
 
@@ -237,17 +238,17 @@ class Storages:
                 if kind == "all_reduce" and self.last[source] == index and source not in owner:
                     owner[result] = source
 
-    def expiring(self) -> dict[tuple[int, str], list[str]]:
-        """Storages by the operation after which nobody reads them, or before which the collective that did is done."""
-        last: dict[str, tuple[int, str]] = {}
+    def expiring(self) -> dict[tuple[int, int], list[str]]:
+        """Storages by the operation AFTER which nobody reads them, or BEFORE which the collective that did is done."""
+        last: dict[str, tuple[int, int]] = {}
         for name, at in self.last.items():
             whole = self.owner.get(name, name)
-            last[whole] = max(last.get(whole, (0, "")), (at, "after"))
+            last[whole] = max(last.get(whole, (0, BEFORE)), (at, AFTER))
         for name, collective in self.collectives.items():
             for source in collective.reads:
                 whole = self.owner.get(source, source)
-                last[whole] = max(last[whole], (self.first.get(name, 0), "before"))
-        found: dict[tuple[int, str], list[str]] = {}
+                last[whole] = max(last[whole], (self.first.get(name, 0), BEFORE))
+        found: dict[tuple[int, int], list[str]] = {}
         for name, moment in last.items():
             found.setdefault(moment, []).append(name)
         return found

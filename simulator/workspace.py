@@ -102,7 +102,7 @@ def received_bytes(operation: p.Collective, dtype: str, machine: Machine) -> int
             inside = count // nodes if operation.algorithm == "hierarchical" and count % nodes == 0 else 1
             return value * (inside - 1) // inside if inside > 1 else -(-value // count)
         case "all_reduce":
-            return count * value if value <= WHOLE_BYTES else value * (count - 1) // count
+            return count * value if value <= WHOLE_BYTES else -(-value // count)
         case "all_gather":
             return value * (count - 1 + (count if operation.along == "columns" else 0))
         case _:
@@ -238,7 +238,7 @@ def _weigh_values(operation: p.WeighValues, size: int) -> int:
             scores = segment.count * _heads(operation) * queries * keys * size
             values = segment.count * operation.head_dim * size
             weighed = values * (_heads(operation) * queries + _kv_heads(operation) * keys)
-            most = max(most, (scores + queries * keys if chunk.causal else 0) + scores, scores + weighed)
+            most = max(most, (2 if chunk.causal else 1) * scores, scores + weighed)
     return most
 
 
