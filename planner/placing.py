@@ -89,14 +89,17 @@ def _grid(question: Question, candidate: np.void, ranks: tuple[int, ...]) -> Att
 def _replicas(question: Question, order: Sequence[int], tensor: int, replicas: int) -> tuple[int, ...]:
     """The ranks of every replica's tensor shards, replica after replica.
 
-    Several replicas that fill a switched node take turns at its GPUs, so that heads lie along its rails as they do
-    under a tensor degree of the whole node, and a KV cache handed from one to the other stays near. Nodes of pairwise
-    links keep a replica's shards together.
+    Several replicas that fill a switched node take turns at its GPUs, as do the nodes of one that fills several: heads
+    then lie along the rails as they do under a tensor degree of the whole node, and a KV cache handed from one to the
+    other stays near. Nodes of pairwise links keep a replica's shards together.
     """
     node = question.node_gpus
     alike = not question.mixed and all(one.gpus == node and one.link.kind == "switch" for one in question.cluster.nodes)
     ranks = list(order[: tensor * replicas])
-    here = node // tensor
+    wide, here = tensor // node, node // tensor
+    if alike and wide > 1 and not tensor % node:
+        starts = range(0, len(ranks), tensor)
+        return tuple(order[at + shard % wide * node + shard // wide] for at in starts for shard in range(tensor))
     for first in range(0, len(ranks) - node + 1, node) if alike and here > 1 else ():
         ranks[first : first + node] = [
             order[first + shard * here + replica] for replica in range(here) for shard in range(tensor)

@@ -25,9 +25,12 @@ def store_prefill(
     received = [
         (holding, name) for piece in pieces for holding, name in zip(piece.holdings, piece.names, strict=True) if name
     ]
+    arrived: dict[int, list[tuple[Holding, str]]] = {}
+    for pair in received:
+        arrived.setdefault(pair[0].rank, []).append(pair)
     covered, missing = [], []
     for shard in shards:
-        covering = [pair for pair in received if pair[0].rank == shard.rank and _covers(pair[0].tile, shard.tile)]
+        covering = [pair for pair in arrived.get(shard.rank, ()) if _covers(pair[0].tile, shard.tile)]
         if covering and not is_empty(shard.tile.block):
             covered.append((shard, *covering[0]))
         elif not is_empty(shard.tile.block):
