@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 from planner.cache_fit import sliced
-from planner.evaluate import Evaluated, doubt_of, evaluate_until, lacking, memory_of, metrics_of, step_interval
+from planner.evaluate import Evaluated, doubt_of, evaluate_until, memory_of, metrics_of, shortage, step_interval
 from planner.exploring.critical_path import difference
 from planner.problem import Problem
 from planner.rivals import baselines, rule_placement
@@ -114,7 +114,7 @@ def _shown(
     except InfeasibleError as error:
         found = str(error)
     if isinstance(found, Evaluated):
-        short = lacking(memory_of(problem, [found.program]))
+        short = shortage(problem, [found.program])
         if short is None:
             return found
         found = f"rank {short.rank} lacks {-short.headroom_bytes} bytes"

@@ -21,6 +21,7 @@ from simulator.fold import Fold, UnfoldableError
 from simulator.kernel import Kernel
 from simulator.lowering import lower
 from simulator.memory import Footprint, rank_memory
+from simulator.memory_ceiling import most_bytes
 from simulator.placement import Placement
 from simulator.profile import Tag
 from simulator.program import Program
@@ -116,6 +117,14 @@ def _evaluated(placement: Placement, timeline: Timeline, step_s: float) -> Evalu
 def memory_of(problem: Problem, programs: Sequence[Program]) -> tuple[RankBytes, ...]:
     """Bytes of every used rank over these programs, against its device's."""
     return resident_bytes(problem, [problem.footprint(program) for program in programs])
+
+
+def shortage(problem: Problem, programs: Sequence[Program]) -> RankBytes | None:
+    """The rank that lacks most while these programs are resident, or None if all fit."""
+    most = most_bytes(problem.model, [problem.ceiling(program) for program in programs])
+    if most <= min(gpu.memory_bytes for gpu in problem.cluster.gpus):
+        return None
+    return lacking(memory_of(problem, programs))
 
 
 def resident_bytes(problem: Problem, footprints: Sequence[Footprint]) -> tuple[RankBytes, ...]:

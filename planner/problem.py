@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 from planner.bounds.rates import Rates, make_rates
 from planner.space import Question
@@ -19,6 +19,7 @@ from simulator.fabric.copies import copies_on
 from simulator.fabric.topology import Topology
 from simulator.fold import Fold, folds
 from simulator.memory import Footprint, footprint
+from simulator.memory_ceiling import Ceiling, ceiling_of
 from simulator.model import Model
 from simulator.placement import Placement
 from simulator.profile import Profile
@@ -29,6 +30,7 @@ from simulator.workload import Bucket, Phase, Workload
 from simulator.workspace import Machine
 
 KEPT_FOOTPRINTS = 4
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -77,13 +79,15 @@ class Problem:
     def footprint(self, program: Program) -> Footprint:
         """A program's memory; the last KEPT_FOOTPRINTS are kept, as every prefill candidate shares GPUs with one decode
         program."""
-        kept = self._footprints
-        if id(program) not in kept:
-            kept[id(program)] = program, footprint(self.model, program, self._machine)
-        kept.move_to_end(id(program))
-        while len(kept) > KEPT_FOOTPRINTS:
-            kept.popitem(last=False)
-        return kept[id(program)][1]
+        return _kept(self._footprints, program, partial(footprint, self.model, machine=self._machine))
+
+    @cached_property
+    def _ceilings(self) -> OrderedDict[int, tuple[Program, Ceiling]]:
+        return OrderedDict()
+
+    def ceiling(self, program: Program) -> Ceiling:
+        """What no rank of a program needs more than, kept as footprints are."""
+        return _kept(self._ceilings, program, partial(ceiling_of, self.model, machine=self._machine))
 
     @cached_property
     def _copies(self) -> dict[Fold, bool]:
@@ -168,6 +172,16 @@ def load_problem(
             model=scenario.model, cluster=scenario.cluster, workload=scenario.workload, profile=scenario.profile
         ),
     )
+
+
+def _kept(kept: OrderedDict[int, tuple[Program, Found]], program: Program, work: Callable[[Program], Found]) -> Found:
+    """Worked out of a program once, while it is among the last KEPT_FOOTPRINTS."""
+    if id(program) not in kept:
+        kept[id(program)] = program, work(program)
+    kept.move_to_end(id(program))
+    while len(kept) > KEPT_FOOTPRINTS:
+        kept.popitem(last=False)
+    return kept[id(program)][1]
 
 
 def profiles_for(cluster: Cluster, main: Profile) -> dict[str, Profile]:

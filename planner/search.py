@@ -20,7 +20,7 @@ import numpy.typing as npt
 from planner.bounds.bound import ROUNDING, chunked_bound, num_cells
 from planner.bounds.rates import Array, Numbers, Rates
 from planner.cache_fit import beside_cache
-from planner.evaluate import Evaluated, evaluate_until, lacking, memory_of, step_interval
+from planner.evaluate import Evaluated, evaluate_until, shortage, step_interval
 from planner.problem import Problem
 from planner.space import Question, Scheme, Table, enumerate_space, num_gpus, placement_of
 from planner.weights_fit import fitting
@@ -254,7 +254,7 @@ def _try(problem: Problem, found: Race, row: int, beside: tuple[Program, ...], w
     if slo_s is not None and step_s > slo_s:
         found.refused[row] = f"{step_s:.4g} s ({problem.limits.slo_quantile}) misses the SLO of {slo_s:.4g} s"
         return
-    short = lacking(memory_of(problem, [evaluated.program, *beside]))
+    short = shortage(problem, [evaluated.program, *beside])
     if short is not None:
         found.refused[row] = f"rank {short.rank} lacks {-short.headroom_bytes} bytes"
 

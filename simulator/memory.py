@@ -65,7 +65,7 @@ def footprint(model: Model, program: p.Program, machine: Machine = GPUS) -> Foot
     for rank, operations in enumerate(program.ranks):
         listed = program.fold is None or rank in program.fold.kept
         if listed and (operations or program.caches[rank]):
-            weights = frozenset(_alike(program, weight_slices(model, operations)))
+            weights = frozenset(alike_weights(program, weight_slices(model, operations)))
             activations = peak_activation_bytes(program, rank, machine)
             ranks[rank] = Share(weights, cache_bytes(model, program, rank), activations)
     if program.fold is not None:
@@ -94,7 +94,7 @@ def rank_memory(model: Model, footprints: Sequence[Footprint], gpus: Sequence[Gp
         weights = frozenset[p.WeightSlice]().union(*[share.weights for share in used])
         found.append(
             RankMemory(
-                weights=_num_parameters(weights, model.num_layers) * size,
+                weights=num_parameters(weights, model.num_layers) * size,
                 kv_cache=max((share.kv_cache for share in used), default=0),
                 activations=max((share.activations for share in used), default=0),
                 buffers=CUDA_CONTEXT_BYTES + COLLECTIVE_BUFFER_BYTES if used and gpu.kind == "gpu" else 0,
@@ -127,7 +127,7 @@ def weight_slices(model: Model, operations: Sequence[p.Operation]) -> set[p.Weig
 EVERY_LAYER = "layers.*."
 
 
-def _alike(program: p.Program, weights: set[p.WeightSlice]) -> set[p.WeightSlice]:
+def alike_weights(program: p.Program, weights: set[p.WeightSlice]) -> set[p.WeightSlice]:
     """Of a program lowered shallow: the ends, and one layer's weights under a name that stands for every layer."""
     if program.repeated is None:
         return weights
@@ -138,7 +138,7 @@ def _alike(program: p.Program, weights: set[p.WeightSlice]) -> set[p.WeightSlice
     }
 
 
-def _num_parameters(weights: frozenset[p.WeightSlice], num_layers: int) -> int:
+def num_parameters(weights: frozenset[p.WeightSlice], num_layers: int) -> int:
     """Of distinct weights. Where one program was lowered shallow and another whole, every layer is written out."""
     alike = {weight for weight in weights if weight.name.startswith(EVERY_LAYER)}
     rest = weights - alike
