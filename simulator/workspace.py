@@ -51,6 +51,11 @@ class Machine:
         """Of ``rows``, those that an element-wise pass goes over at once."""
         return min(rows, BLOCK_ROWS) if self.kind == "cpu" else rows
 
+    def products(self, size: int) -> int:
+        """Values in fp32 while two products with fp32 factors are made: both, and on a CPU the fp32 copy of a factor in
+        half precision."""
+        return 3 if self.kind == "cpu" and size < FP32_BYTES else 2
+
     def num_nodes(self, ranks: tuple[int, ...]) -> int:
         return len({self.nodes[rank] for rank in ranks}) if self.nodes else 1
 
@@ -68,7 +73,7 @@ def workspace_bytes(operation: p.Operation, dtype: str, machine: Machine) -> int
             return _attention(operation, size, machine)
         case p.MergeAttention(num_tokens=tokens, heads=heads, head_dim=head_dim, parts=parts):
             sums = (parts + (len(operation.writes) == 1)) * tokens * heads * LSE_BYTES
-            return sums + products(size) * machine.at_once(tokens) * heads * head_dim * FP32_BYTES
+            return sums + machine.products(size) * machine.at_once(tokens) * heads * head_dim * FP32_BYTES
         case p.Scores():
             return _scores(operation, size)
         case p.WeighValues():
@@ -76,16 +81,10 @@ def workspace_bytes(operation: p.Operation, dtype: str, machine: Machine) -> int
         case p.Experts():
             return _experts(operation, size)
         case p.Combine(num_tokens=tokens, hidden=hidden):
-            taken = size if size < FP32_BYTES else 0
+            taken = size if machine.products(size) > 2 else 0
             return machine.at_once(tokens) * hidden * (3 * FP32_BYTES + taken)
         case _:
             return 0
-
-
-def products(size: int) -> int:
-    """Values in fp32 while two products with fp32 factors are summed: both, and in half precision (CPUs) a factor's
-    fp32 copy."""
-    return 3 if size < FP32_BYTES else 2
 
 
 def received_bytes(operation: p.Collective, dtype: str, machine: Machine) -> int:
@@ -136,7 +135,7 @@ def _rope(operation: p.Rope, size: int, machine: Machine) -> int:
     if only_splits(operation):
         return 0
     features = (operation.heads + operation.kv_heads) * operation.head_dim
-    turned = products(size) * machine.at_once(operation.num_tokens) * features * FP32_BYTES // 2
+    turned = machine.products(size) * machine.at_once(operation.num_tokens) * features * FP32_BYTES // 2
     return (turned if operation.theta is not None else 0) + (
         2 * operation.num_tokens * features * size if operation.qk_norm else 0
     )
@@ -175,7 +174,9 @@ def _chunk(operation: p.Attention, one: tuple[int, p.Chunk], size: int, machine:
     if members > 1:
         inside = max(inside, rows * heads * head_dim * size)  # o back in the order of heads
     if partial:
-        merging = rows * heads * LSE_BYTES + products(size) * machine.at_once(rows) * heads * head_dim * FP32_BYTES
+        merging = (
+            rows * heads * LSE_BYTES + machine.products(size) * machine.at_once(rows) * heads * head_dim * FP32_BYTES
+        )
         inside = max(inside, merging)
     return (copied + partial) * rows * row + inside
 

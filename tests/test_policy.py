@@ -135,7 +135,7 @@ def test_short_prompts_give_up_their_own_best_placement_where_switching_costs_mo
 
 def test_what_fits_alone_but_not_side_by_side_moves_a_bucket() -> None:
     problem = small_problem(256, 1024)
-    model = problem.model.model_copy(update={"hidden_size": 1024, "intermediate_size": 4096})
+    model = problem.model.model_copy(update={"hidden_size": 1024, "intermediate_size": 8192})
     workload = problem.workload.model_copy(update={"decode_batch": 32})
     problem = replace(problem, model=model, workload=workload)
     own = [plan_pair(problem, bucket).option for bucket in problem.workload.buckets]
