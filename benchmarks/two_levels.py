@@ -50,10 +50,10 @@ def rows(ratio: int) -> list[dict[str, float | str]]:
         for size in SIZES:
             row: dict[str, float | str] = {"ratio": ratio, "bytes": size}
             for algorithm in ALGORITHMS:
-                (kernel, seconds), *_ = world_timing.time_collective(world, "all_reduce", 4, (size,), algorithm)
-                call = Call("all_reduce", algorithm, (0, 1, 2, 3), kernel.num_bytes)
+                (timed,) = world_timing.time_collective(world, "all_reduce", 4, (size,), algorithm)
+                call = Call("all_reduce", algorithm, (0, 1, 2, 3), timed.kernel.num_bytes)
                 row[f"{algorithm}_predicted_s"] = collective_cost(call, topology).seconds
-                row[f"{algorithm}_measured_s"] = seconds
+                row[f"{algorithm}_measured_s"] = timed.seconds
             found.append(row)
             print(json.dumps(row))
     return found

@@ -48,8 +48,7 @@ def run_place(place: str, cells: Sequence[Cell], folder: Path, arguments: argpar
         known = lines(folder / "predictions.jsonl")
         for cell in todo:
             if cell.name not in known:
-                line = {"cell": cell.name, "seconds": predictions(cell, cluster, profile)}
-                append(folder / "predictions.jsonl", line)
+                append(folder / "predictions.jsonl", predictions(cell, cluster, profile))
         if arguments.commit:
             commit_predictions(folder, place)
         for number, cell in enumerate(todo, 1):

@@ -129,26 +129,29 @@ def _time_world(
     latency_s, bytes_per_s = timing.latency_and_bandwidth(times)
     issue_s, issue_s_per_byte = timing.issue_cost(times)
     receive_s, receive_s_per_byte = timing.receive_cost(times)
+    found: list[timing.CollectiveTime] = []
+    for kind in timing.COLLECTIVE_KINDS:
+        for num_ranks in range(2, CPU_RANKS + 1):
+            note(f"{kind} of {num_ranks} ranks", 0.9)
+            found.extend(timing.time_collective(world, kind, num_ranks))
+    message_s, collective_s_per_byte = timing.collective_threads(found)
     host = Host(
         core_capacity=capacity,
         transfer_issue_s=issue_s,
         send_issue_s_per_byte=issue_s_per_byte,
         receive_s=receive_s,
         receive_s_per_byte=receive_s_per_byte,
+        collective_message_s=message_s,
+        collective_s_per_byte=collective_s_per_byte,
         memory_bandwidth_bytes_per_s=bandwidth,
     )
-    found: list[tuple[Kernel, float]] = []
-    for kind in ("all_reduce", "all_gather", "all_to_all", "reduce_scatter"):
-        for num_ranks in range(2, CPU_RANKS + 1):
-            note(f"{kind} of {num_ranks} ranks", 0.9)
-            found.extend(timing.time_collective(world, kind, num_ranks))
     measured = SendRecv(
         latency_s=latency_s,
         bandwidth_bytes_per_s=bytes_per_s,
         tag="measured",
         source=f"{SOURCE}: ping-pong of two ranks",
     )
-    return host, measured, found
+    return host, measured, [(time.kernel, time.seconds) for time in found]
 
 
 def calibrate_cuda(

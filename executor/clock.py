@@ -23,20 +23,29 @@ class Clock(Protocol):
 
     def mark(self) -> Mark: ...
 
+    def beginning(self) -> Mark:
+        """Of the operation that comes next."""
+
     def seconds(self, marks: Sequence[Mark]) -> list[float]: ...
 
 
 @dataclass
 class HostClock:
-    """``perf_counter``: right where operations run on the calling thread (CPU)."""
+    """``perf_counter``: right where operations run on the calling thread (CPU). There what lies between two operations
+    is the second one's: the thread that computes is the one that gets there."""
 
     origin: float = field(default_factory=time.perf_counter)
+    latest: float = 0.0
 
     def start(self) -> None:
-        self.origin = time.perf_counter()
+        self.origin = self.latest = time.perf_counter()
 
     def mark(self) -> float:
-        return time.perf_counter()
+        self.latest = time.perf_counter()
+        return self.latest
+
+    def beginning(self) -> float:
+        return self.latest
 
     def seconds(self, marks: Sequence[Mark]) -> list[float]:
         return [mark - self.origin for mark in marks if isinstance(mark, float)]
@@ -56,6 +65,9 @@ class CudaClock:
         event = _event()
         event.record()
         return event
+
+    def beginning(self) -> torch.cuda.Event:
+        return self.mark()
 
     def seconds(self, marks: Sequence[Mark]) -> list[float]:
         torch.cuda.synchronize()

@@ -27,6 +27,8 @@ from simulator.errors import ExecutionError
 from simulator.measurement import Environment
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+HEAD_START_S = 1e-3  # from the agreement on an instant to that instant: longer than a wake-up takes
+STARTS = 3  # the mesh's channel for them
 
 
 @dataclass
@@ -95,10 +97,27 @@ def kept_weights(world: World, generation: Generation) -> Weights:
     return world.weights[1]
 
 
+def start_together(worker: Worker) -> None:
+    """Return on all ranks of this machine at one instant, however differently a barrier lets them go."""
+    world = worker.world
+    world.barrier()
+    if world.backend != "gloo":
+        return
+    instant = torch.tensor([time.perf_counter() + HEAD_START_S], dtype=torch.float64)
+    if world.mesh is None:
+        dist.broadcast(instant, src=0)
+    elif world.rank == 0:
+        for other in range(1, world.size):
+            world.mesh.send(other, STARTS, 0, instant)
+    else:
+        instant = world.mesh.receive(0, STARTS, 0).view(torch.float64)
+    time.sleep(max(0.0, float(instant[0]) - time.perf_counter()))
+
+
 def step_together(worker: Worker, session: Session, number: int, tokens: Tensor | None) -> tuple[float, StepResult]:
     """All ranks start together; (start on the monotonic clock, result)."""
     worker.progress.note(State.WAITING)
-    worker.world.barrier()
+    start_together(worker)
     start_s = time.perf_counter()
     return start_s, session.step(number, tokens)
 

@@ -108,7 +108,7 @@ class Waiting:
 
 @dataclass
 class Interpreter:
-    """Runs steps on one rank. ``spans[i]`` are the marks before and after operation i; of a Recv or Collective
+    """Runs steps on one rank. ``spans[i]`` are the marks of operation i's beginning and end; of a Recv or Collective
     those of the wait for its value (of its issue if nobody reads it)."""
 
     rank: Rank
@@ -126,7 +126,7 @@ class Interpreter:
         for index, operation in enumerate(plan.operations):
             reads = [self._value(values, name, spans) for name in operation.reads if not name.startswith("cache.")]
             self.progress.running(index)
-            start = mark()
+            start = clock.beginning()
             written = self._one(operation, reads, index, plan.freed[index])
             spans[index] = (start, mark())
             values.update(zip(operation.writes, written, strict=False))

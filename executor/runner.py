@@ -190,12 +190,12 @@ def _measured(generation: Generation, rows: list[dict[str, Any]]) -> MeasuredSte
     origin_s = min(row["start_s"] for row in rows)
     program = generation.programs[rows[0]["index"]]
     busy = [rank for rank in range(len(rows)) if rank < len(program.ranks) and program.ranks[rank]]
-    all_begun_s = max(rows[rank]["start_s"] for rank in busy)  # a barrier lets ranks go up to a millisecond apart
+    begun_s = min(rows[rank]["start_s"] for rank in busy)  # on a core that others share, a rank begins after them
     return MeasuredStep(
         phase=program.step.phase,
         index=rows[0]["index"],
         repeat=rows[0]["repeat"],
-        duration_s=max(rows[rank]["end_s"] for rank in busy) - all_begun_s,
+        duration_s=max(rows[rank]["end_s"] for rank in busy) - begun_s,
         ranks=tuple(_spans(rank, row, row["start_s"] - origin_s) for rank, row in enumerate(rows)),
     )
 

@@ -1,10 +1,8 @@
 """Time slices: who gets a core when several threads want it.
 
-A transfer needs its rank's transport threads on the core where the rank computes. A kernel that preempts lazily (Linux
-since 6.13) lets them in at the next tick, up to 4 ms later: of 64 kB all-reduces one in ten took 4 ms instead of 0.3.
-Real-time threads are let in at once, so the threads of collectives become real-time where that is allowed (root); they
-only ever run for microseconds. Ranks that share a core take turns in short slices where the kernel lets a thread ask
-for them (EEVDF, Linux 6.12), which the threads it starts later inherit. Elsewhere nothing changes.
+Ranks that share a core take turns in short slices where the kernel lets a thread ask for them (EEVDF, Linux 6.12),
+which the threads it starts later inherit, and where something makes it look at them (``turns``). Elsewhere nothing
+changes.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ import ctypes
 import os
 import platform
 import struct
-from collections.abc import Iterable
 
 SYSCALL = {"x86_64": 314, "aarch64": 274}  # sched_setattr; man 2 syscall, arch/*/syscalls
 SCHED_ATTR = struct.Struct("<IIQiIQQQII")  # size, policy, flags, nice, priority, runtime ns, deadline, period, util ×2
@@ -32,23 +29,11 @@ def ask_for_slices(seconds: float = SLICE_S) -> bool:
     return bool(libc.syscall(number, 0, ctypes.create_string_buffer(attributes, len(attributes)), 0) == 0)
 
 
-def threads() -> set[int]:
-    """This process's threads, as the kernel numbers them; none where it does not tell."""
-    return {int(entry) for entry in os.listdir("/proc/self/task")} if platform.system() == "Linux" else set()
-
-
-def at_once(those: Iterable[int]) -> bool:
-    """Make threads real-time, at the lowest such priority; whether that is allowed.
-
-    Only for threads that never wait for a lock by trying again and again while another thread may hold it: gloo's
-    threads for messages do (``Pair::handleEvents``), those of collectives hold their locks among themselves.
-    """
+def real_time() -> bool:
+    """Make this thread real-time, at the lowest such priority, if that is allowed. Only for one that rests soon."""
     try:
-        for thread in those:
-            os.sched_setscheduler(thread, os.SCHED_FIFO, os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO)))
-    except ProcessLookupError:  # a thread that has just ended
-        return True
-    except PermissionError:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(os.sched_get_priority_min(os.SCHED_FIFO)))
+    except (PermissionError, AttributeError):  # Darwin has no such call
         return False
     return True
 

@@ -9,12 +9,15 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from executor.bench import Bench
+from executor.clock import HostClock
+from executor.interpreter import Interpreter, Schedule, schedule
+from executor.operations import Rank
 from executor.progress import State
 from executor.supervisor import Supervisor
 from executor.timing import calls_of
@@ -22,6 +25,7 @@ from executor.worker import Worker
 from executor.world import DistributedTransport
 from simulator import program as p
 from simulator.costs.collective_cost import Requested as Algorithm
+from simulator.costs.collective_cost import exchanged
 from simulator.kernel import ComputeKernel, Gemm, GroupCollective, Memory
 from simulator.units import MiB
 
@@ -29,6 +33,7 @@ LOAD_KERNEL = Gemm(256, 512, 512, "fp32")
 STREAM_BYTES = 48 * MiB  # far beyond a cache
 MESSAGE_BYTES = tuple(2**power for power in (12, 15, 18, 20, 22))
 COLLECTIVE_BYTES = tuple(2**power for power in (12, 15, 16, 18, 20, 22))  # 2¹⁵: the largest that goes whole
+COLLECTIVE_KINDS: tuple[p.CollectiveKind, ...] = ("all_reduce", "all_gather", "all_to_all", "reduce_scatter")
 COLD_VALUES = 2**18  # 1 MiB in fp32: a core's L2
 TAKEN_IN = 9  # values of each size that are taken in long after they came
 REST_S = 1e-3  # after each, for members that share a core with one that is done
@@ -100,6 +105,7 @@ def _to_and_fro(worker: Worker, size: int, round_trips: int, pair: tuple[int, in
     value = torch.ones(size // 4)
     send, receive = _both_ways(value, pair[1] if rank == pair[0] else pair[0])
     transport.begin([receive] * (round_trips + 1 + TAKEN_IN))
+    own = Interpreted(transport, worker)
     sent, arrived, core_s, issue_s = [], [], 0.0, []
     for turn in range(2 * (round_trips + 1)):
         began_core_s = time.process_time()
@@ -107,18 +113,35 @@ def _to_and_fro(worker: Worker, size: int, round_trips: int, pair: tuple[int, in
             _compute()
             began_core_s = time.process_time()
             sent.append(time.perf_counter())
-            began_s = time.thread_time()
-            transport.send(send, value)
-            issue_s.append(time.thread_time() - began_s)
+            issue_s.append(own.seconds(send, value))
         else:
             value = transport.receive(receive).wait()
             arrived.append(time.perf_counter())
         core_s += time.process_time() - began_core_s if turn > 1 else 0.0
     rest_s = 2 * (arrived[-1] - arrived[0]) / (len(arrived) - 1)
-    receive_s = [_taken_in(transport, send, receive, value, rest_s) for _ in range(TAKEN_IN)]
+    receive_s = [_taken_in(own, send, receive, value, rest_s) for _ in range(TAKEN_IN)]
     transport.finish()
     core_s /= 2 * round_trips
     return MessageLog(tuple(sent[1:]), tuple(arrived[1:]), core_s, median(issue_s[1:]), median(receive_s))
+
+
+class Interpreted:
+    """Thread seconds of single transfers as steps play them, less those of a step without operations."""
+
+    def __init__(self, transport: DistributedTransport, worker: Worker) -> None:
+        nothing = cast(Rank, None)  # transfers need nothing of a rank that computes
+        self._interpreter = Interpreter(nothing, transport, HostClock(), worker.progress)
+        self._empty_s = median(self._played(schedule((), ()), {}) for _ in range(TAKEN_IN))
+
+    def _played(self, plan: Schedule, values: dict[str, torch.Tensor]) -> float:
+        began_s = time.thread_time()
+        self._interpreter.run(plan, values)
+        return time.thread_time() - began_s
+
+    def seconds(self, operation: p.Send | p.Recv, value: torch.Tensor | None = None) -> float:
+        """Of sending ``value``, or of receiving one."""
+        values = {} if value is None else {operation.reads[0]: value}
+        return max(self._played(schedule((operation,), operation.writes), values) - self._empty_s, 0.0)
 
 
 def _both_ways(value: torch.Tensor, other: int) -> tuple[p.Send, p.Recv]:
@@ -127,16 +150,12 @@ def _both_ways(value: torch.Tensor, other: int) -> tuple[p.Send, p.Recv]:
     return send, p.Recv(reads=(), writes=("y",), source=other, shape=tuple(value.shape), dtype="fp32", **about)
 
 
-def _taken_in(
-    transport: DistributedTransport, send: p.Send, receive: p.Recv, value: torch.Tensor, rest_s: float
-) -> float:
+def _taken_in(own: Interpreted, send: p.Send, receive: p.Recv, value: torch.Tensor, rest_s: float) -> float:
     """Seconds to take in a value that has come already; both ends send one and rest meanwhile."""
-    transport.send(send, value)
+    own.seconds(send, value)
     time.sleep(rest_s)
     _compute()
-    began_s = time.thread_time()
-    transport.receive(receive).wait()
-    return time.thread_time() - began_s
+    return own.seconds(receive)
 
 
 def collectives(
@@ -145,8 +164,9 @@ def collectives(
     ranks: tuple[int, ...],
     sizes: Sequence[int],
     algorithm: Algorithm = "auto",
-) -> list[list[tuple[float, float]]]:
-    """Job: when this rank began and ended each repeat of a collective of ``ranks``, by size (nccl-tests' bytes)."""
+) -> list[list[tuple[float, float, float]]]:
+    """Job: when this rank began and ended each repeat of a collective of ``ranks``, and its thread's seconds meanwhile,
+    by size (nccl-tests' bytes)."""
     worker.world.meet(ranks)
     found = []
     for tag, size in enumerate(sizes):
@@ -166,7 +186,7 @@ def _compute() -> None:
 
 def _collective_times(
     worker: Worker, kind: p.CollectiveKind, ranks: tuple[int, ...], size: int, algorithm: Algorithm
-) -> list[tuple[float, float]]:
+) -> list[tuple[float, float, float]]:
     rows = max(1, size // (4 * 256 * len(ranks))) * len(ranks)
     shape = (rows // len(ranks), 256) if kind == "all_gather" else (rows, 256)
     operation = p.Collective(
@@ -177,9 +197,9 @@ def _collective_times(
     times = []
     for _ in range(2 + (15 if size < LARGE_BYTES else 7)):
         _compute()
-        began_s = time.perf_counter()
+        thread_s, began_s = time.thread_time(), time.perf_counter()
         transport.collective(operation, value).wait()
-        times.append((began_s, time.perf_counter()))
+        times.append((began_s, time.perf_counter(), time.thread_time() - thread_s))
         time.sleep(REST_S)
     return times[2:]
 
@@ -258,6 +278,15 @@ def core_s_per_byte(times: Sequence[MessageTime]) -> float:
     return median(item.core_s / item.num_bytes / 2 for item in large)
 
 
+@dataclass(frozen=True, slots=True)
+class CollectiveTime:
+    """A collective: median seconds from its last rank's arrival to its last rank's end, and of a member's thread."""
+
+    kernel: GroupCollective
+    seconds: float
+    thread_s: float
+
+
 def time_collective(
     world: Supervisor,
     kind: p.CollectiveKind,
@@ -265,15 +294,24 @@ def time_collective(
     sizes: Sequence[int] = COLLECTIVE_BYTES,
     algorithm: Algorithm = "auto",
     ranks: tuple[int, ...] = (),
-) -> list[tuple[GroupCollective, float]]:
-    """(collective, median seconds from its last rank's arrival to its last rank's end) at each size, of the first
-    ``num_ranks`` ranks or of ``ranks``."""
+) -> list[CollectiveTime]:
+    """A collective of the first ``num_ranks`` ranks, or of ``ranks``, at each size."""
     answers = world.run(collectives, kind, ranks or tuple(range(num_ranks)), tuple(sizes), algorithm)
-    seconds = [
-        median(max(end for _, end in ranks) - max(began for began, _ in ranks) for ranks in zip(*size, strict=True))
-        for size in zip(*(answer for answer in answers if answer), strict=True)
-    ]
-    rows = [max(1, size // (1024 * num_ranks)) * num_ranks * 1024 for size in sizes]
-    return [
-        (GroupCollective(kind, num_bytes, num_ranks), seconds) for num_bytes, seconds in zip(rows, seconds, strict=True)
-    ]
+    found = []
+    for size, members in zip(sizes, zip(*(answer for answer in answers if answer), strict=True), strict=True):
+        repeats = list(zip(*members, strict=True))
+        seconds = median(max(end for _, end, _ in times) - max(began for began, _, _ in times) for times in repeats)
+        thread_s = median(thread_s for times in repeats for _, _, thread_s in times)
+        num_bytes = max(1, size // (1024 * num_ranks)) * num_ranks * 1024
+        found.append(CollectiveTime(GroupCollective(kind, num_bytes, num_ranks), seconds, thread_s))
+    return found
+
+
+def collective_threads(times: Sequence[CollectiveTime]) -> tuple[float, float]:
+    """(seconds a message, seconds a byte sent) of a member's thread, of collectives inside a node, by least squares of
+    relative errors."""
+    kernels = [time.kernel for time in times]
+    sent = np.array([exchanged(kernel.kind, kernel.gpus, kernel.num_bytes) for kernel in kernels], dtype=np.float64)
+    spent = np.array([time.thread_s for time in times])
+    message_s, per_byte = np.linalg.lstsq(sent / spent[:, None], np.ones(len(spent)), rcond=None)[0]
+    return max(float(message_s), 1e-9), max(float(per_byte), 0.0)

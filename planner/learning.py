@@ -5,7 +5,8 @@ Three things may be learned, each in log space and shrunk towards nothing learne
     operations   of every class, a line of log(measured / predicted) over log predicted seconds, from spans of ranks
                  that had a core (or GPU) of their own; its interval is what the line leaves
     transfers    factors on latencies of collectives and of messages, on the cost of issuing, and on the cores' capacity
-    steps        the 5th and 95th percentile of what is left of log(measured / predicted) of single runs of whole steps
+    steps        the 5th and 95th percentile of what is left of log(measured / predicted) of single runs of whole steps,
+                 and by how much it differs between two plans of one step, where errors that they share cancel
 
 Which of the first two to keep is decided by leaving out one length after the other: a choice is fitted to the others
 and judged on the one left out. Corrections are kept apart from the calibrated models, so that a profile always says
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from statistics import median
 
 import numpy as np
@@ -35,6 +37,7 @@ from simulator.simulation.engine import simulate
 Array = npt.NDArray[np.float64]
 FACTORS = (0.5, 0.7, 1.4, 2.0, 2.8)
 CAPACITY_FACTORS = (0.8, 0.9, 1.1)
+TURN_FACTORS = (0.95, 1.05, 1.1, 1.2)
 PENALTY = 0.005  # of mean |log error| a factor must win for every factor e it departs from 1
 LEAST_GAIN = 0.02  # of the left-out error, relative: less is noise, and nothing is learned
 MOST_RUNS = 16  # simulated for every factor
@@ -44,12 +47,13 @@ FEWEST_STEPS = 8  # below, whole steps' percentiles mean nothing
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """A program that ran: the median seconds of its step, of every rank's operations (empty: not kept), and the seconds
-    of every single run (empty: the median alone)."""
+    of every single run (empty: the median alone). ``question``: whose other answers it is compared with."""
 
     program: Program
     measured_s: float
     spans_s: Sequence[Sequence[float]]
     durations_s: Sequence[float] = ()
+    question: str = ""
 
     @property
     def length(self) -> tuple[str, int]:
@@ -196,6 +200,8 @@ def scaled_issue(profile: Profile, factor: float) -> Profile:
         "send_issue_s_per_byte": host.send_issue_s_per_byte * factor,
         "receive_s": host.receive_s * factor,
         "receive_s_per_byte": host.receive_s_per_byte * factor,
+        "collective_message_s": host.collective_message_s and host.collective_message_s * factor,
+        "collective_s_per_byte": host.collective_s_per_byte * factor,
     }
     return profile.model_copy(update={"host": host.model_copy(update=changed)})
 
@@ -208,11 +214,23 @@ def scaled_capacity(profile: Profile, factor: float) -> Profile:
     return profile.model_copy(update={"host": host.model_copy(update={"core_capacity": host.core_capacity * factor})})
 
 
+def scaled_turns(profile: Profile, factor: float) -> Profile:
+    """What ranks that take turns on a core need beyond their kernels' own time: (1 + share) times a factor, if
+    anything shares."""
+    host = profile.host
+    if host is None or (1 + host.turn_share) * factor < 1.0:
+        return profile
+    return profile.model_copy(
+        update={"host": host.model_copy(update={"turn_share": (1 + host.turn_share) * factor - 1})}
+    )
+
+
 SCALES: tuple[tuple[Scale, tuple[float, ...]], ...] = (
     (scaled_collectives, FACTORS),
     (scaled_messages, FACTORS),
     (scaled_issue, FACTORS),
     (scaled_capacity, CAPACITY_FACTORS),
+    (scaled_turns, TURN_FACTORS),
 )
 
 
@@ -244,16 +262,28 @@ def own_cores(program: Program, cluster: Cluster) -> bool:
 
 
 def with_step_interval(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
-    """The percentiles of what single runs of whole steps still miss, if there are enough steps; each counts alike."""
+    """The percentiles of what single runs of whole steps still miss, if there are enough steps, each counting alike;
+    and of what the medians of two plans of one question miss differently."""
     if len(lessons) < FEWEST_STEPS:
         return profile
-    quantiles = np.arange(0.05, 1.0, 0.1)
+    quantiles, errors = np.arange(0.05, 1.0, 0.1), log_errors(profile, cluster, lessons)
     left = [
         error + np.log(np.quantile(one.durations_s or [one.measured_s], quantiles) / one.measured_s)
-        for one, error in zip(lessons, log_errors(profile, cluster, lessons), strict=True)
+        for one, error in zip(lessons, errors, strict=True)
     ]
     low, high = np.percentile(np.concatenate(left), [5, 95])
-    return profile.model_copy(update={"step_log_low": min(float(low), 0.0), "step_log_high": max(float(high), 0.0)})
+    found: dict[str, float | None] = {"step_log_low": min(float(low), 0.0), "step_log_high": max(float(high), 0.0)}
+    return profile.model_copy(update=found | {"step_log_apart": apart(lessons, errors)})
+
+
+def apart(lessons: Sequence[Lesson], errors: Array) -> float | None:
+    """The 95th percentile, either way round, of the differences of ``errors`` of pairs of one question; None without
+    enough of them."""
+    questions: dict[tuple[str, tuple[str, int]], list[float]] = {}
+    for one, error in zip(lessons, errors.tolist(), strict=True):
+        questions.setdefault((one.question, one.length), []).append(error)
+    pairs = [abs(a - b) for found in questions.values() for a, b in combinations(found, 2)]
+    return float(np.percentile(pairs, 90)) if len(pairs) >= FEWEST_STEPS else None
 
 
 def _by_index(measurement: Measurement) -> dict[int, list[MeasuredStep]]:

@@ -19,6 +19,10 @@ class Host(Record):
     send_issue_s_per_byte: float = Field(default=0.0, ge=0, description="and for each byte it sends")
     receive_s: float = Field(default=0.0, ge=0, description="a rank's own thread's time to take in one that has come")
     receive_s_per_byte: float = Field(default=0.0, ge=0, description="and for each byte of it")
+    collective_message_s: float | None = Field(
+        default=None, gt=0, description="a member's thread's time for a message of a collective; None: as of others"
+    )
+    collective_s_per_byte: float = Field(default=0.0, ge=0, description="and for each byte that a member sends")
     turn_share: float = Field(
         default=0.0, ge=0, description="how much longer kernels take where ranks take turns on a core"
     )

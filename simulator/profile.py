@@ -292,6 +292,11 @@ class Profile(Record):
         default=None, le=0, description="5th percentile of log(measured/predicted) of whole steps that taught it"
     )
     step_log_high: float | None = Field(default=None, ge=0, description="the 95th")
+    step_log_apart: float | None = Field(
+        default=None,
+        ge=0,
+        description="95th percentile of what log(measured/predicted) of two plans of one step differ by",
+    )
     provenance: tuple[Provenance, ...] = ()
 
     @model_validator(mode="after")

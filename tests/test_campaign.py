@@ -13,15 +13,18 @@ from benchmarks.campaign.models import MODELS
 from benchmarks.campaign.places import PLACES
 from benchmarks.campaign.race import Race, run_race
 from benchmarks.campaign.report import add_misses
+from benchmarks.campaign.tables import BEGIN, END, with_part
 from executor.supervisor import Supervisor
+from simulator.errors import SpecError
 from simulator.placement import AttentionGrid
 from tests.schemes import pooled, static, tiny_model
 
 
 def result(name: str, predicted_s: float, durations_s: tuple[float, ...]) -> Result:
     return Result(
-        "a/b/prefill/1", "prefill", 1, "tp-pp", name, predicted_s, 0.9 * predicted_s, 1.1 * predicted_s, durations_s
-    )
+        "a/b/prefill/1", "prefill", 1, "tp-pp", name, predicted_s, 0.9 * predicted_s, 1.1 * predicted_s, durations_s,
+        apart=0.1,
+    )  # fmt: skip
 
 
 def test_a_line_cut_short_is_run_again_and_the_others_are_kept(tmp_path: Path) -> None:
@@ -56,6 +59,25 @@ def test_regret_is_the_chosen_plans_time_over_the_best_ones() -> None:
     assert figure.tau == pytest.approx(1 / 3)  # two pairs of three ordered alike
     assert not figure.hit
     assert summary(found)["error_worst"] == pytest.approx(1.0)  # 2 s predicted, 1 s measured
+
+
+def test_predictions_closer_than_plans_differ_are_too_close_to_call() -> None:
+    found = [result("p", 1.0, (1.2, 1.2, 1.2)), result("q", 1.05, (1.15, 1.15, 1.15))]  # log 1.05 = 0.05 < 0.1
+    figure = cell_figures(found)
+    assert figure.too_close
+    assert figure.hit  # measured 4 % apart
+    assert not cell_figures([found[0], result("q", 1.05, (0.9, 0.9, 0.9))]).hit  # log(1.2 / 0.9) = 0.29
+
+
+def test_intervals_are_of_single_runs() -> None:
+    assert result("p", 1.0, (0.8, 0.95, 1.05, 2.0)).inside == 0.5  # of 0.9 to 1.1
+
+
+def test_readmes_table_stands_between_its_markers() -> None:
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert with_part(text, "new") == f"before\n{BEGIN}\n\nnew\n\n{END}\nafter\n"
+    with pytest.raises(SpecError, match="markers"):
+        with_part("no markers", "new")
 
 
 def test_kendalls_tau_counts_pairs() -> None:

@@ -72,3 +72,13 @@ def test_without_a_measured_issue_nothing_changes() -> None:
     for host in (None, Host()):
         issued = with_issue(program, cluster("local-cpu"), {"cpu-core": profile(host)}, alone)
         assert all(after is before for before, after in zip(alone, issued, strict=True))
+
+
+def test_a_slow_node_is_slow_at_kernels_and_not_at_transfers() -> None:
+    built = program([compute(writes=["x"]), send(1, "x", 1000), compute()], [recv(0, "x", 1000)])
+    host = Host(transfer_issue_s=1.0, send_issue_s_per_byte=2e-3)
+    alone = [np.array([0.1, 0, 0.1]), np.zeros(1)]
+    node = cpu_cluster(2, 2).nodes[0].model_copy(update={"slowdown": 2.0})
+    slow = cpu_cluster(2, 2).model_copy(update={"nodes": (node,)})
+    issued = with_issue(built, slow, {"cpu": profile(host)}, alone)
+    assert issued[0].tolist() == pytest.approx([0.6, 0, 1.1])  # twice that: 2·0.1 + 1 s, 2·0.1 + 2 ms/B · 1 kB

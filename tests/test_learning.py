@@ -8,7 +8,7 @@ import pytest
 from calibration.corrections import fit, with_corrections
 from calibration.rows import TimedRow
 from calibration.sweep import Sweep, cpu_profile
-from planner.learning import Lesson, log_errors, observed, own_cores, scaled_collectives, taught
+from planner.learning import Lesson, apart, log_errors, observed, own_cores, scaled_collectives, taught
 from planner.prediction import predict_step
 from simulator import presets
 from simulator.cluster import Cluster
@@ -130,6 +130,15 @@ def test_what_is_only_noise_is_not_learned(cpu: Profile) -> None:
     assert low is not None
     assert high is not None
     assert -0.1 < low < 0 < high < 0.1
+
+
+def test_plans_of_one_question_differ_by_what_is_not_shared() -> None:
+    model = presets.model("tiny-dense")
+    program = lower(model, prefill_step(1, 16), static(model, 1), nodes=(0,), dtype="fp32")
+    runs = [Lesson(program, 1.0, [], question=question) for question in "aaabbbccc"]
+    errors = np.array([0.5, 0.5, 0.6, 0.1, 0.1, 0.2, -0.3, -0.3, -0.2])  # by 0, 0.1 and 0.1 in each
+    assert apart(runs, errors) == pytest.approx(0.1)
+    assert apart(runs[:3], errors[:3]) is None  # three pairs tell nothing
 
 
 def test_a_learned_interval_of_steps_is_the_predictions(cpu: Profile) -> None:

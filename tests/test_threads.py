@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from executor.world_timing import CollectiveTime, collective_threads
 from simulator.host import Host
+from simulator.kernel import GroupCollective
 from simulator.profile import CollectiveCurve
 from simulator.program import Operation
 from simulator.simulation.engine import simulate
@@ -29,6 +31,27 @@ def test_alone_a_measured_one_takes_its_measured_time_and_another_its_threads_ti
     assert seconds(HOST) == pytest.approx(5e-3)
     # two ranks swap: 2 · 1 MB at 4 GB/s = 0.5 ms, and one message of 1 + 1 ms
     assert seconds(HOST, algorithm="ring") == pytest.approx(2.5e-3)
+
+
+def test_what_a_members_thread_takes_is_as_measured_in_collectives_where_it_was() -> None:
+    measured = HOST.model_copy(
+        update={"collective_message_s": 3e-3, "collective_s_per_byte": 1e-9, "core_capacity": 1.0}
+    )
+    # on one core: each of the two threads takes 3 ms for its message and 1 ms for 1 MB
+    assert seconds(measured, cores=1, algorithm="ring") == pytest.approx(8e-3)
+
+
+def test_threads_times_of_collectives_are_found_again() -> None:
+    """100 µs a message, 1 ns a byte: of four members 3 messages whole, 6 by parts; of two 1."""
+    times = [
+        CollectiveTime(GroupCollective("all_reduce", num_bytes, members), 1.0, messages * 1e-4 + sent * 1e-9)
+        for num_bytes, members, messages, sent in (
+            (2**12, 4, 3, 3 * 2**12),
+            (2**20, 4, 6, 1.5 * 2**20),
+            (2**20, 2, 1, 2**20),
+        )
+    ]
+    assert collective_threads(times) == (pytest.approx(1e-4), pytest.approx(1e-9))
 
 
 def test_members_of_one_core_take_turns() -> None:

@@ -13,6 +13,7 @@ from calibration.in_steps import Played, covering, preferred, rows_in_steps, wit
 from calibration.rows import TimedRow
 from calibration.sweep import SOURCE, Sweep, cpu_device, cpu_kernels, cpu_profile, hints_of
 from executor import world_timing
+from executor.emulated_hosts import seats_here
 from executor.environment import cpu_name
 from executor.step_timing import step_rate, time_steps
 from executor.supervisor import Supervisor
@@ -36,7 +37,8 @@ def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
         return load_profile(path)
     teachers = [cell for place in {cell.place for cell in cells} for cell in teaching_cells(place)]
     questions = {(cell.model, cell.phase, cell.tokens): cell for cell in (*cells, *teachers)}.values()
-    with Supervisor(2, timeout_s=10 * KERNEL_BUDGET_S) as world:
+    core = seats_here(1)[0]  # of several ranks, as in the places, of which one computes and the others rest
+    with Supervisor(2, timeout_s=10 * KERNEL_BUDGET_S, seats=(core, core)) as world:
         played = [one for cell in questions for one in played_plans(cell, world)]
         in_steps = rows_in_steps(played)
         met = {row.kernel for row in in_steps}
@@ -82,7 +84,7 @@ def lessons_of(cell: Cell, world: Supervisor) -> list[Lesson]:
     race = cell.race()
     runs = run_race(world, race, TEACHER_ROUNDS)
     return [
-        Lesson(race.program(placement), median(run.durations_s), run.spans_s, run.durations_s)
+        Lesson(race.program(placement), median(run.durations_s), run.spans_s, run.durations_s, cell.name)
         for placement, run in zip(race.placements, runs, strict=True)
     ]
 
@@ -96,6 +98,13 @@ def measured_place(folder: Path, cluster: Cluster, world: Supervisor) -> Profile
     latency_s, bytes_per_s = world_timing.latency_and_bandwidth(times)
     issue_s, issue_s_per_byte = world_timing.issue_cost(times)
     receive_s, receive_s_per_byte = world_timing.receive_cost(times)
+    timed = [
+        one
+        for kind in world_timing.COLLECTIVE_KINDS
+        for num_ranks in range(2, ranks + 1)
+        for one in world_timing.time_collective(world, kind, num_ranks)
+    ]
+    message_s, collective_s_per_byte = world_timing.collective_threads(timed) if timed else (None, 0.0)
     host = Host(
         view_s=kernels.host.view_s if kernels.host else 0.0,
         transfer_issue_s=issue_s,
@@ -103,36 +112,35 @@ def measured_place(folder: Path, cluster: Cluster, world: Supervisor) -> Profile
         receive_s=receive_s,
         receive_s_per_byte=receive_s_per_byte,
         core_capacity=world_timing.core_capacity(world, cores, LOADED_S),
+        collective_message_s=message_s,
+        collective_s_per_byte=collective_s_per_byte,
         turn_share=turn_share(cluster, world),
         memory_bandwidth_bytes_per_s=world_timing.memory_bandwidth_bytes_per_s(world, cores, LOADED_S),
     )
-    rows = []
-    for kind in ("all_reduce", "all_gather", "all_to_all", "reduce_scatter"):
-        for num_ranks in range(2, ranks + 1):
-            rows += [TimedRow(k, s, SOURCE) for k, s in world_timing.time_collective(world, kind, num_ranks)]
+    rows = tuple(TimedRow(one.kernel, one.seconds, SOURCE) for one in timed)
     source = f"{SOURCE}: ping-pong of two ranks"
     measured = SendRecv(latency_s=latency_s, bandwidth_bytes_per_s=bytes_per_s, tag="measured", source=source)
-    sweep = cpu_profile(Sweep(tuple(rows), kernels.gpu, host, measured))
+    sweep = cpu_profile(Sweep(rows, kernels.gpu, host, measured))
     return kernels.model_copy(
         update={"host": host, "send_recv": measured, "collectives": sweep.collectives, "name": cluster.name}
     )
 
 
 def turn_share(cluster: Cluster, world: Supervisor) -> float:
-    """How much longer steps take on ranks that share a core than half of it explains: the first rank's alone against
-    its and the next one's on that core."""
+    """How much longer steps take on ranks that share a core than their number explains: the first rank's alone against
+    all of that core's at once."""
     core = world.seats[0].cores
-    other = next((rank for rank in range(1, world.size) if world.seats[rank].cores == core), None)
-    if other is None:
+    sharing = tuple(rank for rank in range(world.size) if world.seats[rank].cores == core)
+    if len(sharing) == 1:
         return 0.0
     found = []
     for cell in teaching_cells(cluster.name):
         race = cell.race()
         plan = race.step, next(one for one in race.placements if one.name == "tp1")
         alone, *_ = world.run(step_rate, race.model, plan, (0,), LOADED_S)
-        together = sum(world.run(step_rate, race.model, plan, (0, other), LOADED_S))
+        together = sum(world.run(step_rate, race.model, plan, sharing, LOADED_S))
         found.append(alone / together - 1)
-    return max(0.0, median(found))
+    return max(0.0, float(median(found)))
 
 
 def with_nic_latency(cluster: Cluster, world: Supervisor) -> Cluster:

@@ -85,13 +85,14 @@ def teaching_cells(place: str) -> list[Cell]:
     ]
 
 
-def predictions(cell: Cell, cluster: Cluster, profile: Profile) -> dict[str, list[float]]:
-    """Candidate → [predicted, p05, p95] seconds."""
+def predictions(cell: Cell, cluster: Cluster, profile: Profile) -> dict[str, Any]:
+    """The cell's line: candidate → [predicted, p05, p95] seconds, and by what log two plans must be predicted apart for
+    their order to be sure."""
     race, found = cell.race(), {}
     for candidate in cell.candidates:
         step = predict_step(race.program(candidate.placement), cluster, {profile.gpu.name: profile})
         found[candidate.name] = [step.duration_s, step.p05_s, step.p95_s]
-    return found
+    return {"cell": cell.name, "seconds": found, "apart": profile.step_log_apart}
 
 
 def append(path: Path, line: dict[str, Any]) -> None:

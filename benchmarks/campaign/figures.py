@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -15,7 +16,8 @@ LEVEL = 0.90
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One candidate of one cell: what was predicted, and every round's seconds."""
+    """One candidate of one cell: what was predicted, and every round's seconds. ``apart``: the least log by which two
+    of the cell's predictions must differ for their order to be sure."""
 
     cell: str
     phase: str
@@ -26,6 +28,7 @@ class Result:
     p05_s: float
     p95_s: float
     durations_s: tuple[float, ...]
+    apart: float = math.inf
 
     @property
     def measured_s(self) -> float:
@@ -36,8 +39,9 @@ class Result:
         return self.predicted_s / self.measured_s - 1
 
     @property
-    def inside(self) -> bool:
-        return self.p05_s <= self.measured_s <= self.p95_s
+    def inside(self) -> float:
+        """The share of single rounds in the interval, which is one of single runs."""
+        return sum(self.p05_s <= seconds <= self.p95_s for seconds in self.durations_s) / len(self.durations_s)
 
     @property
     def spread(self) -> float:
@@ -63,19 +67,18 @@ class CellFigures:
 
 
 def cell_figures(results: Sequence[Result]) -> CellFigures:
-    """``too_close``: the predicted intervals of the two predicted fastest overlap; a hit: then they really are within
-    the spread of the rounds, else the chosen one really is the best."""
+    """``too_close``: the two predicted fastest are not far enough apart; a hit: then they really are no further, else
+    the chosen one really is the best."""
     measured = [one.measured_s for one in results]
     predicted = [one.predicted_s for one in results]
     chosen = int(np.argmin(predicted))
     best = int(np.argmin(measured))
     regrets = resampled_regrets(np.array([one.durations_s for one in results]), chosen)
     low, high = np.quantile(regrets, [0.05, 0.95])
-    second = sorted(predicted)[1]
-    rival = predicted.index(second)
-    too_close = second * results[chosen].p05_s / predicted[chosen] < 0 or results[rival].p05_s < results[chosen].p95_s
-    gap = abs(measured[rival] / measured[chosen] - 1)
-    hit = gap <= results[chosen].spread + results[rival].spread if too_close else chosen == best
+    rival = sorted(range(len(predicted)), key=predicted.__getitem__)[1]
+    apart = results[chosen].apart
+    too_close = math.log(predicted[rival] / predicted[chosen]) <= apart
+    hit = abs(math.log(measured[rival] / measured[chosen])) <= apart if too_close else chosen == best
     return CellFigures(
         results[0].cell,
         results[chosen].name,

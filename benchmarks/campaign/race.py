@@ -17,11 +17,12 @@ import numpy as np
 import torch
 
 from executor.filled_cache import as_found, filled_layers
+from executor.generate import kept_weights, start_together
 from executor.progress import State
 from executor.session import Generation, Session, prompts_of
 from executor.step_timing import KEEP_CACHES
 from executor.supervisor import Supervisor
-from executor.weights import SeededSource, Weights
+from executor.weights import Weights
 from executor.worker import Worker
 from executor.world import DistributedTransport
 from simulator.lowering import lower
@@ -30,8 +31,6 @@ from simulator.placement import Placement
 from simulator.program import Program
 from simulator.workload import Phase, Sequences, Step
 
-HEAD_START_S = 1e-3  # from the agreement on an instant to that instant: longer than a wake-up takes
-STARTS = 3  # the mesh's channel for them
 DTYPE = "fp32"
 SEED = 0
 
@@ -77,16 +76,17 @@ class RankRuns:
 def run_race(world: Supervisor, race: Race, rounds: int, limit_s: float = 600.0) -> list[Runs]:
     """Every candidate's runs, ``rounds`` each after one that is not counted."""
     answers: list[list[RankRuns]] = world.run(race_rank, race, rounds, limit_s=limit_s)
-    return [_runs(race.program(placement), ranks) for placement, *ranks in zip(race.placements, *answers, strict=True)]
+    return [_runs(ranks) for ranks in zip(*answers, strict=True)]
 
 
-def _runs(program: Program, ranks: Sequence[RankRuns]) -> Runs:
-    busy = [rank for rank, operations in enumerate(program.ranks) if operations]
+def _runs(ranks: Sequence[RankRuns]) -> Runs:
+    """The steps that the ranks with operations made together."""
+    busy = [one for one in ranks if one.spans_s]
     durations = [
-        max(step[1] for step in steps) - max(step[0] for step in steps)
-        for steps in zip(*(ranks[rank].steps for rank in busy), strict=True)
+        max(ended for _, ended in steps) - min(began for began, _ in steps)
+        for steps in zip(*(one.steps for one in busy), strict=True)
     ]
-    return Runs(tuple(durations), tuple(ranks[rank].spans_s for rank in range(len(program.ranks))))
+    return Runs(tuple(durations), tuple(one.spans_s for one in ranks))
 
 
 def race_rank(worker: Worker, race: Race, rounds: int) -> list[RankRuns]:
@@ -94,7 +94,7 @@ def race_rank(worker: Worker, race: Race, rounds: int) -> list[RankRuns]:
     world = worker.world
     programs = [race.program(placement) for placement in race.placements]
     world.prepare(programs)
-    weights = Weights(SeededSource(race.model, SEED), dtype=DTYPE, device=world.device)
+    weights = kept_weights(world, Generation(race.model, tuple(programs), seed=SEED))
     runners = [_Runner(worker, race, program, weights) for program in programs]
     steps: list[list[tuple[float, float]]] = [[] for _ in runners]
     spans: list[list[list[float]]] = [[] for _ in runners]
@@ -140,17 +140,3 @@ class _Runner:
         began_s = time.perf_counter()
         result = self.session.step(0 if not self.full else KEEP_CACHES, self.tokens)
         return began_s, began_s + result.end_s, [end - start for start, end in result.spans]
-
-
-def start_together(worker: Worker) -> None:
-    """Return on all ranks at one instant, however differently a barrier lets them go."""
-    world = worker.world
-    assert world.mesh is not None
-    world.barrier()
-    if world.rank == 0:
-        instant = torch.tensor([time.perf_counter() + HEAD_START_S], dtype=torch.float64)
-        for other in range(1, world.size):
-            world.mesh.send(other, STARTS, 0, instant)
-    else:
-        instant = world.mesh.receive(0, STARTS, 0).view(torch.float64)
-    time.sleep(max(0.0, float(instant[0]) - time.perf_counter()))

@@ -68,7 +68,7 @@ def recalibrate(split: str, cells: Sequence[Cell], folder: Path) -> None:
     learned = taught(profile, cluster, taught_by)
     write_atomically(folder / f"recalibrated-{split}-{place}.json", to_json(learned))
     for cell in others:
-        append(path, {"cell": cell.name, "seconds": predictions(cell, cluster, learned)})
+        append(path, predictions(cell, cluster, learned))
 
 
 def lessons(cells: Sequence[Cell], folder: Path) -> list[Lesson]:
@@ -80,5 +80,6 @@ def lessons(cells: Sequence[Cell], folder: Path) -> list[Lesson]:
         for candidate in cell.candidates if cell.name in done else ():
             run = done[cell.name]["runs"][candidate.name]
             durations = run["durations_s"]
-            found.append(Lesson(race.program(candidate.placement), median(durations), run["spans_s"], durations))
+            program = race.program(candidate.placement)
+            found.append(Lesson(program, median(durations), run["spans_s"], durations, cell.name))
     return found

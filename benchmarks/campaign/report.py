@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,8 @@ def results(cells: Sequence[Cell], folder: Path, predicted_in: str = "prediction
         for one in cell.candidates:
             seconds = predicted[cell.name]["seconds"][one.name]
             durations = tuple(done[cell.name]["runs"][one.name]["durations_s"])
-            found.append(Result(cell.name, cell.phase, cell.tokens, one.scheme, one.name, *seconds, durations))
+            apart = predicted[cell.name].get("apart") or math.inf
+            found.append(Result(cell.name, cell.phase, cell.tokens, one.scheme, one.name, *seconds, durations, apart))
     return found
 
 
@@ -141,7 +143,7 @@ def whereabouts(one: Result, spans_s: Sequence[Sequence[float]], folder: Path) -
     profile = load_profile(folder / f"profile-{place}.json")
     prices = price(program, load(folder / f"cluster-{place}.json", Cluster), {profile.gpu.name: profile})
     moves = [[isinstance(operation, Send | Recv | Collective) for operation in rank] for rank in program.ranks]
-    computed = [sum(s for s, m in zip(*row, strict=True) if not m) for row in zip(spans_s, moves, strict=True)]
+    computed = [sum(s for s, m in zip(*row, strict=True) if not m) for row in zip(spans_s, moves, strict=False)]
     rank = computed.index(max(computed))
     waited = sum(s for s, m in zip(spans_s[rank], moves[rank], strict=True) if m)
     alone = float(prices.kernels_s[rank].sum())

@@ -31,6 +31,7 @@ from simulator.costs.collective_layout import unmeasured as unmeasured
 from simulator.fabric.collectives import best_chunks, tree_depth, tree_volume
 from simulator.fabric.topology import Nic, Topology
 from simulator.program import CollectiveKind
+from simulator.workspace import WHOLE_BYTES
 
 
 def collective_cost(call: Call, topology: Topology, in_node: InNode = unmeasured) -> CollectiveCost:
@@ -49,8 +50,12 @@ def collective_cost(call: Call, topology: Topology, in_node: InNode = unmeasured
 
 
 def _with_messages(layout: Layout, cost: CollectiveCost) -> CollectiveCost:
-    """How many messages of how many bytes a rank sends: a ring's steps, of which a direct exchange has as many."""
-    steps, unpriced = _steps(layout, len(layout.call.ranks)), 0
+    """How many messages of how many bytes a rank sends: a ring's steps, or what CPU ranks of one node exchange."""
+    call = layout.call
+    if layout.on_cpus and len(layout.nodes) == 1 and cost.algorithm == "measured":
+        messages, sent_bytes = exchanged(call.kind, len(call.ranks), call.num_bytes)
+        return replace(cost, messages=messages, sent_bytes=sent_bytes)
+    steps, unpriced = _steps(layout, len(call.ranks)), 0
     if cost.algorithm == "hierarchical":
         unpriced = _steps(layout, len(layout.nodes))
         steps = unpriced + (layout.most - 1) * len(_halves(layout.call.kind))
@@ -58,6 +63,16 @@ def _with_messages(layout: Layout, cost: CollectiveCost) -> CollectiveCost:
         unpriced = steps
     _, share = _ring_share(layout.call)
     return replace(cost, messages=steps, sent_bytes=share * layout.call.num_bytes, unpriced=unpriced)
+
+
+def exchanged(kind: str, members: int, num_bytes: float) -> tuple[int, float]:
+    """(messages, bytes) that a CPU rank sends in a collective inside its node: to every other at once, small values
+    whole, large ones by parts, whose sums come back (``executor/exchange.py``)."""
+    others = members - 1
+    if kind == "all_reduce":
+        whole = members == 2 or num_bytes <= WHOLE_BYTES
+        return (others, others * num_bytes) if whole else (2 * others, 2 * others / members * num_bytes)
+    return others, others / members * num_bytes
 
 
 def _steps(layout: Layout, members: int) -> int:

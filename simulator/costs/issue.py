@@ -38,8 +38,17 @@ def with_issue(
         issues = host is not None and (
             host.transfer_issue_s or host.send_issue_s_per_byte or host.receive_s or host.view_s
         )
-        found.append(_delayed(program.ranks[rank], seconds, host) if host and issues else seconds)
+        slowdown = places[rank][2].slowdown
+        found.append(_delayed(program.ranks[rank], seconds, _before(host, slowdown)) if host and issues else seconds)
     return tuple(found)
+
+
+def _before(host: Host, slowdown: float) -> Host:
+    """What becomes ``host``'s transfers when compute is slowed: only kernels and views are slow on such a node."""
+    if slowdown == 1.0:
+        return host
+    names = ("transfer_issue_s", "send_issue_s_per_byte", "receive_s", "receive_s_per_byte")
+    return host.model_copy(update={name: getattr(host, name) / slowdown for name in names})
 
 
 def ranks_in_turns(program: Program, cluster: Cluster) -> frozenset[int]:

@@ -24,11 +24,12 @@ class Member:
     @property
     def message_s(self) -> float:
         """What the threads at both ends take for a small message."""
-        return self.host.transfer_issue_s + self.host.receive_s
+        measured = self.host.collective_message_s
+        return self.host.transfer_issue_s + self.host.receive_s if measured is None else measured
 
     def seconds(self, cost: CollectiveCost) -> float:
         """Of this member's thread: as many messages come in as go out."""
-        per_byte = self.host.send_issue_s_per_byte + self.host.receive_s_per_byte
+        per_byte = self.host.collective_s_per_byte or self.host.send_issue_s_per_byte + self.host.receive_s_per_byte
         return cost.messages * self.message_s + cost.sent_bytes * per_byte
 
 
