@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from benchmarks.memory_peak import WITHIN, Size, error, rows
+from executor.supervisor import Supervisor
 from simulator import program as p
 from simulator.cluster import Gpu
 from simulator.lowering import lower
@@ -9,6 +11,7 @@ from simulator.memory import cache_bytes, footprint, peak_activation_bytes, rank
 from simulator.model import Experts
 from simulator.placement import AttentionGrid
 from simulator.workload import decode_step, prefill_step
+from tests.executed_cases import cases
 from tests.schemes import context_parallel, pooled, static, tiny_model
 
 NODES = (0,) * 8
@@ -84,3 +87,10 @@ def test_context_parallel_halves_activations() -> None:
     whole = lower(model, prefill_step(1, 512), static(model, 1), nodes=NODES, dtype="fp32")
     halves = lower(model, prefill_step(1, 512), context_parallel(model, 1, 2), nodes=NODES, dtype="fp32")
     assert peak_activation_bytes(halves, 0) < 0.8 * peak_activation_bytes(whole, 0)
+
+
+def test_every_rank_of_every_scheme_holds_what_was_predicted_at_its_peak(world: Supervisor) -> None:
+    of_each = {case.scheme: case for case in cases(4)}
+    for dtype, some in (("fp32", list(of_each.values())[::2]), ("bf16", list(of_each.values())[1::2])):
+        off = [row for row in rows(Size(4, dtype, 96, 128), some, world) if error(row) > WITHIN]
+        assert not off, off
