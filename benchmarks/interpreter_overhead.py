@@ -1,25 +1,31 @@
-"""How much a step takes beyond its operations: python benchmarks/interpreter_overhead.py
+"""How much a step takes beyond its operations.
 
-One rank, prefill of a model whose operations take a millisecond and more. The step runs through the interpreter as
-in any run; the same operations then run back to back on the values they had, with nothing in between. Prints the
-ratio of medians; at most 1.10 on a CPU is asked for (issue 5).
+    python -m benchmarks.interpreter_overhead [-o benchmarks/results/interpreter_overhead.json]
+
+One rank, prefill of a model whose operations take a millisecond and more (from 512 tokens). The step runs through the
+interpreter as in any run; the same operations then run back to back on the values they had, with nothing in between.
+Prints the ratio of medians; at most 1.10 on a CPU is asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
 import torch
 
 from executor import interpreter
+from executor.environment import environment
 from executor.mailboxes import MailboxTransport, Post, Turns
 from executor.operations import Rank, Value, compute
 from executor.replay import NoProgress
 from executor.session import Generation, Session, prompts_of
 from simulator import program as p
+from simulator.formats.files import write_atomically
 from simulator.lowering import lower
 from simulator.model import Layer, Model
 from simulator.placement import AttentionGrid, Placement, Stage
@@ -85,23 +91,40 @@ def run_step(session: Session, tokens: torch.Tensor) -> float:
     return time.perf_counter() - began_s
 
 
-def main() -> None:
-    arguments = argparse.ArgumentParser(description=__doc__)
-    arguments.add_argument("--tokens", type=int, default=512)
-    arguments.add_argument("--repeats", type=int, default=15)
-    options = arguments.parse_args()
-    torch.set_num_threads(1)
-    session = session_of(model(), options.tokens)
-    tokens = torch.cat(prompts_of(session.generation))
-    calls = record_calls(session, tokens)
+def measure(tokens: int, repeats: int) -> dict[str, float]:
+    """Medians over ``repeats`` of the step and of its operations."""
+    session = session_of(model(), tokens)
+    prompts = torch.cat(prompts_of(session.generation))
+    calls = record_calls(session, prompts)
     steps, raws = [], []
-    for _ in range(options.repeats):  # in turn, so that a busy machine disturbs both alike
-        steps.append(run_step(session, tokens))
+    for _ in range(repeats):  # in turn, so that a busy machine disturbs both alike
+        steps.append(run_step(session, prompts))
         raws.append(run_raw(calls))
     step_s, raw_s = median(steps), median(raws)
-    print(f"operations {len(calls)}, {raw_s / len(calls) * 1e3:.2f} ms each on average")
-    print(f"step {step_s * 1e3:.2f} ms, its operations back to back {raw_s * 1e3:.2f} ms, ratio {step_s / raw_s:.3f}")
-    print(f"fastest: {min(steps) * 1e3:.2f} ms and {min(raws) * 1e3:.2f} ms, ratio {min(steps) / min(raws):.3f}")
+    return {
+        "tokens": tokens,
+        "operations": len(calls),
+        "operation_s": raw_s / len(calls),
+        "step_s": step_s,
+        "back_to_back_s": raw_s,
+        "ratio": step_s / raw_s,
+        "ratio_of_fastest": min(steps) / min(raws),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, nargs="+", default=[512, 1024])
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [measure(tokens, options.repeats) for tokens in options.tokens]
+    for row in rows:
+        print(json.dumps(row))
+    if options.output:
+        about = environment(torch.device("cpu"), "torch").model_dump(mode="json")
+        write_atomically(options.output, json.dumps({"environment": about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
