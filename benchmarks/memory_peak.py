@@ -72,7 +72,7 @@ def generation(case: Case, size: Size, nodes: tuple[int, ...]) -> Generation:
 def rows(size: Size, some: Sequence[Case] | None = None, world: Supervisor | None = None) -> Iterator[Row]:
     """One row a rank of every scheme, or of some, on a world of ranks (None: one of its own)."""
     if world is None:
-        with Supervisor(size.ranks, seats=on_nodes(NODES[: size.ranks])) as ranks:
+        with Supervisor(size.ranks, timeout_s=600.0, seats=on_nodes(NODES[: size.ranks])) as ranks:
             yield from rows(size, some, ranks)
         return
     gpu, machine = cluster("local-cpu").gpus[0], Machine("cpu", tuple(seat.node for seat in world.seats))
@@ -104,7 +104,7 @@ def page(found: Sequence[Row]) -> str:
         "# Memory, predicted and measured",
         "",
         "Peak bytes of every rank over a prefill and two decode steps (four sequences), two ranks a node, predicted",
-        "by `simulator/memory.py` and counted by torch (`executor/peak_memory.py`: its CPU allocator's every allocation).",
+        "by `simulator/memory.py` and counted by torch (`executor/peak_memory.py`, every allocation of its allocator).",
         "Made by `python -m benchmarks.memory_peak`; rows in `benchmarks/results/memory_peak.json`. Sizes marked *",
         "were first run when the model of memory was finished. No GPU has been measured.",
         "",
