@@ -22,8 +22,9 @@ from calibration.in_steps import Played, preferred, rows_in_steps, with_classes
 from calibration.journal import Journal
 from calibration.points import SOURCE, time_points
 from calibration.rows import TimedRow
-from calibration.teachers import one_core, play
+from calibration.teachers import one_core, one_rank_steps, play
 from calibration.transfers import collective_curves
+from calibration.turns import turn_share
 from simulator.cluster import Gpu
 from simulator.costs.work import kernels_of
 from simulator.host import Host
@@ -143,6 +144,7 @@ def _time_world(
         receive_s_per_byte=receive_s_per_byte,
         collective_message_s=message_s,
         collective_s_per_byte=collective_s_per_byte,
+        turn_share=turn_share(world, one_rank_steps(), loaded_s),
         memory_bandwidth_bytes_per_s=bandwidth,
     )
     measured = SendRecv(

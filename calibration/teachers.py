@@ -73,6 +73,11 @@ def placements(model: Model, step: Step) -> list[Placement]:
     return [*found, _stage(model, "pool2+2", (2, 3), (0, 1), 2, grid)]
 
 
+def one_rank_steps() -> list[tuple[Model, Step, Placement]]:
+    """A prefill and a decode step on one rank."""
+    return [(DENSE, STEPS[index], placements(DENSE, STEPS[index])[0]) for index in (2, 5)]
+
+
 def _stage(
     model: Model,
     name: str,

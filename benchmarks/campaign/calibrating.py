@@ -12,10 +12,11 @@ from benchmarks.campaign.race import run_race
 from calibration.in_steps import Played, covering, preferred, rows_in_steps, with_classes
 from calibration.rows import TimedRow
 from calibration.sweep import SOURCE, Sweep, cpu_device, cpu_kernels, cpu_profile, hints_of
+from calibration.turns import Question, turn_share
 from executor import world_timing
 from executor.emulated_hosts import seats_here
 from executor.environment import cpu_name
-from executor.step_timing import step_rate, time_steps
+from executor.step_timing import time_steps
 from executor.supervisor import Supervisor
 from executor.timing import time_kernels
 from planner.learning import Lesson, taught
@@ -114,7 +115,7 @@ def measured_place(folder: Path, cluster: Cluster, world: Supervisor) -> Profile
         core_capacity=world_timing.core_capacity(world, cores, LOADED_S),
         collective_message_s=message_s,
         collective_s_per_byte=collective_s_per_byte,
-        turn_share=turn_share(cluster, world),
+        turn_share=turn_share(world, [of_one_rank(cell) for cell in teaching_cells(cluster.name)], LOADED_S),
         memory_bandwidth_bytes_per_s=world_timing.memory_bandwidth_bytes_per_s(world, cores, LOADED_S),
     )
     rows = tuple(TimedRow(one.kernel, one.seconds, SOURCE) for one in timed)
@@ -126,21 +127,10 @@ def measured_place(folder: Path, cluster: Cluster, world: Supervisor) -> Profile
     )
 
 
-def turn_share(cluster: Cluster, world: Supervisor) -> float:
-    """How much longer steps take on ranks that share a core than their number explains: the first rank's alone against
-    all of that core's at once."""
-    core = world.seats[0].cores
-    sharing = tuple(rank for rank in range(world.size) if world.seats[rank].cores == core)
-    if len(sharing) == 1:
-        return 0.0
-    found = []
-    for cell in teaching_cells(cluster.name):
-        race = cell.race()
-        plan = race.step, next(one for one in race.placements if one.name == "tp1")
-        alone, *_ = world.run(step_rate, race.model, plan, (0,), LOADED_S)
-        together = sum(world.run(step_rate, race.model, plan, sharing, LOADED_S))
-        found.append(alone / together - 1)
-    return max(0.0, float(median(found)))
+def of_one_rank(cell: Cell) -> Question:
+    """The cell's step on one rank."""
+    race = cell.race()
+    return race.model, race.step, next(one for one in race.placements if one.name == "tp1")
 
 
 def with_nic_latency(cluster: Cluster, world: Supervisor) -> Cluster:
