@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +34,10 @@ def rivals(rows: Rows) -> Drawn:
     )
     base = alt.Chart(data(rows))
     bars = base.mark_bar(opacity=0.8).encode(
-        x=alt.X("ms:Q", title="step time, ms"), y=y, color=colour, tooltip=["name:N", "kind:N", "ms:Q", "tag:N"]
+        x=alt.X("ms:Q", title="step time, ms", axis=alt.Axis(tickCount=8)),
+        y=y,
+        color=colour,
+        tooltip=["name:N", "kind:N", "ms:Q", "tag:N"],
     )
     whiskers = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", y=y)
     return alt.layer(bars, whiskers).properties(height=34 * len(rows) + 50)
@@ -44,18 +48,20 @@ def breakdown(rows: Rows) -> Drawn:
     scale = alt.Scale(domain=list(PART_COLOURS), range=list(PART_COLOURS.values()))
     plans = list(dict.fromkeys(row["plan"] for row in rows))
     y = alt.Y("plan:N", title=None, axis=alt.Axis(labelLimit=180, labelOverlap=False))
+    sums = [{"plan": plan, "total": sum(row["ms"] for row in rows if row["plan"] == plan)} for plan in plans]
+    room = alt.Scale(domain=[0, 1.15 * max((row["total"] for row in sums), default=1.0)])  # for the totals' text
+    axis = alt.Axis(tickCount=8)
     bars = (
         alt.Chart(data(rows))
         .mark_bar()
         .encode(
-            x=alt.X("ms:Q", title="step time, ms (mean over ranks)", stack="zero", axis=alt.Axis(tickCount=8)),
+            x=alt.X("ms:Q", title="step time, ms (mean over ranks)", stack="zero", axis=axis, scale=room),
             y=y,
             color=alt.Color("part:N", scale=scale, legend=None),
             order=alt.Order("order:Q"),
             tooltip=["plan:N", "part:N", alt.Tooltip("ms:Q", format=".4f")],
         )
     )
-    sums = [{"plan": plan, "total": sum(row["ms"] for row in rows if row["plan"] == plan)} for plan in plans]
     totals = [{**row, "shown": f"= {format_seconds(row['total'] / MS)}"} for row in sums]
     ends = (
         alt.Chart(data(totals)).mark_text(align="left", dx=6, color="#8d99ae").encode(x="total:Q", y=y, text="shown:N")
@@ -99,6 +105,13 @@ def gantt(rows: Rows, lanes: Sequence[str], kinds: dict[str, str], end_ms: float
     )
 
 
+def round_numbers(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times powers of ten around what lies between, for a logarithmic axis."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    every = [digit * 10.0**power for power in range(first, last + 1) for digit in (1, 2, 5)]
+    return [one for one in every if low / 2 <= one <= 2 * high]
+
+
 def validation(rows: Rows) -> Drawn:
     """``step``, ``predicted``, ``low``, ``high``, ``measured`` (ms), ``inside``: points over predicted bands."""
     base = alt.Chart(data(rows)).encode(
@@ -106,7 +119,9 @@ def validation(rows: Rows) -> Drawn:
             "step:Q", title="step (0: prefill)", axis=alt.Axis(tickMinStep=1), scale=alt.Scale(nice=False, padding=14)
         )
     )
-    y = alt.Y("low:Q", title="step time, ms", scale=alt.Scale(type="log"))
+    shown = [float(row[key]) for row in rows for key in ("low", "high", "measured")]
+    ticks = alt.Axis(values=round_numbers(min(shown), max(shown)), format="~g")
+    y = alt.Y("low:Q", title="step time, ms", axis=ticks, scale=alt.Scale(type="log", padding=10))
     band = base.mark_bar(opacity=0.3, width=9).encode(y=y, y2="high:Q")
     line = base.mark_tick(thickness=2, width=12).encode(y="predicted:Q")
     colour = alt.Color(

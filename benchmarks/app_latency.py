@@ -1,6 +1,7 @@
 """How long the explorer makes one wait, measured in a real browser: first page, slider to redrawn map.
 
-    python -m benchmarks.app_latency [-o benchmarks/results/app_latency.json] [--screenshots docs/screenshots]
+    python -m benchmarks.app_latency [-o benchmarks/results/app_latency.json]
+    python -m benchmarks.app_latency --screenshots docs/screenshots --files .    # after make demo: Validate shows out/
 
 Slider to redrawn: from the key press on a slider of the What-if page to the frame in which the map has changed.
 """
@@ -17,9 +18,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.app_browser import browser, missing, open_page, served
+from tests.app_browser import browser, missing, open_page, served, settle
 
-PAGES = ("", "whatif?phase=decode", "compare", "timeline?pool=8", "topology?pool=24", "validate", "documents")
+TABLE, CHART = "[data-testid=stDataFrame]", "[data-testid=stVegaLiteChart] svg, [data-testid=stVegaLiteChart] canvas"
+PAGES = {
+    "": TABLE,
+    "whatif?phase=decode": ".ap-map",
+    "compare": CHART,
+    "timeline?pool=8": CHART,
+    "topology?pool=24": ".chosen",
+    "validate": "[data-testid=stFileUploader]",
+    "documents": TABLE,
+}
+"""Every page and what it shows last."""
 SIZES = ((1440, 900), (390, 844))
 LONGEST = 3200
 LONG = "Math.max(...[...document.querySelectorAll('section, [data-testid=stMain]')].map(one => one.scrollHeight))"
@@ -88,8 +99,10 @@ def screenshots(address: str, folder: Path) -> None:
         for scheme in ("light", "dark"):
             for width, height in SIZES:
                 context = found.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-                for path in PAGES:
+                for path, last in PAGES.items():
                     page = open_page(context, f"{address}/{path}")
+                    page.wait_for_selector(last, timeout=120_000)
+                    settle(page)
                     long = page.evaluate(LONG)
                     page.set_viewport_size({"width": width, "height": min(max(int(long), height), LONGEST)})
                     page.wait_for_timeout(800)
@@ -101,17 +114,17 @@ def screenshots(address: str, folder: Path) -> None:
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("-o", "--output", type=Path)
-    arguments.add_argument("--screenshots", type=Path)
+    arguments.add_argument("--screenshots", type=Path, help="folder; without -o nothing is timed")
     arguments.add_argument("--files", type=Path, help="folder with a plan and a measurement for the Validate page")
     chosen = arguments.parse_args()
     if missing():
         raise SystemExit(missing())
     with tempfile.TemporaryDirectory() as folder, served(chosen.files or Path(folder)) as address:
-        result = measure(address)
-        text = json.dumps(result, indent=2) + "\n"
-        print(text, end="")
-        if chosen.output:
-            chosen.output.write_text(text, encoding="utf-8")
+        if chosen.output or not chosen.screenshots:
+            text = json.dumps(measure(address), indent=2) + "\n"
+            print(text, end="")
+            if chosen.output:
+                chosen.output.write_text(text, encoding="utf-8")
         if chosen.screenshots:
             screenshots(address, chosen.screenshots)
     return 0

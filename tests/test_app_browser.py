@@ -205,9 +205,8 @@ def test_a_hostile_upload_gives_a_notice(address: str, context: Any, tmp_path: P
     bad.write_text('{"a": 1, "a": NaN', encoding="utf-8")
     for index in range(2):
         page.locator("input[type=file]").nth(index).set_input_files(bad)
-        page.wait_for_timeout(1500)
-    settle(page)
-    assert "bad.json" in page.locator("[data-testid=stAlert]").first.inner_text()
+        page.get_by_text("bad.json").nth(index).wait_for(timeout=20_000)
+    page.locator("[data-testid=stAlert]", has_text="bad.json").first.wait_for(timeout=20_000)
     assert page.locator("[data-testid=stException]").count() == 0
 
 

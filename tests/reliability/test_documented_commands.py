@@ -1,4 +1,5 @@
-"""No documented command can rot: every line of a ``console`` block and every ``python`` block of the docs is run.
+"""No documented command can rot: every line of a ``console`` block and every ``python`` block of the docs is run, and
+every command or option named in the text exists.
 
 A command runs here unless it is listed: in SLOW (minutes, or many processes: run for the report) or in ELSEWHERE
 (cannot run on any machine; the reason says what it needs). Blocks of a page share a folder with the files that the text
@@ -7,6 +8,7 @@ talks of; a ``yaml`` block that begins with a file's name is written to it.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -18,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from planner.cli import main as plan
 from simulator.formats.files import to_json
 from simulator.profile import load_profile
 from tests.reliability.parsers import CONFIG, OPERATIONS, TOPO, TRACE, tensors
@@ -33,6 +36,7 @@ ELSEWHERE = {
     "plan calibrate --device cuda --budget 600 -o profile.json": "needs a CUDA GPU",
     "plan run local.json --on cuda --backend triton --graphs": "needs a CUDA GPU",
     "source .venv/bin/activate": "the commands are run by the environment that runs this",
+    "plan app": "serves until it is stopped; tests/test_app_browser starts it and opens every page",
 }
 SLOW = (
     "plan make fa-pool",
@@ -42,6 +46,7 @@ SLOW = (
     "plan validate ",
     "plan paper",
     "plan compare",
+    "plan sweep",
     "plan calibrate",
     "plan serve",
     "python -m benchmarks.",
@@ -66,6 +71,13 @@ def commands(page: Path) -> list[str]:
     """Lines that begin with ``$``, without their comments, continued lines joined."""
     text = "\n".join(blocks(page, "console")).replace("\\\n", " ")
     return [re.sub(r"\s+#\s.*$", "", line[2:]).strip() for line in text.splitlines() if line.startswith("$ ")]
+
+
+def in_the_text(page: Path) -> list[str]:
+    """Commands and options between backticks, and lines of indented blocks."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    found = re.findall(r"`((?:plan |python -m |make |--)[^`\n]*)`", text)
+    return found + re.findall(r"^    ((?:plan|python -m|make) [^#\n]*)", text, re.MULTILINE)
 
 
 def is_slow(command: str) -> bool:
@@ -138,6 +150,34 @@ def test_the_commands_and_programs_of_a_page_run(page: Path, chosen: list[str], 
     for program in blocks(page, "python"):
         (tmp_path / "program.py").write_text(program)
         run("python program.py", tmp_path, LIMIT_S)
+
+
+def test_commands_modules_and_options_named_in_the_text_exist(capsys: pytest.CaptureFixture[str]) -> None:
+    def help_of(*words: str) -> str:
+        with pytest.raises(SystemExit):
+            plan([*words, "--help"])
+        return capsys.readouterr().out
+
+    listed = re.findall(r"^    (\w+)(?: |$)", help_of(), re.MULTILINE)
+    helps = {name: help_of(name) for name in listed}
+    helps["calibrate"] += "".join(help_of("calibrate", action) for action in ("import", "update", "holdout"))
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    named = [(page.name, command) for page in PAGES for command in in_the_text(page)]
+    assert len(named) >= 60
+    for page, command in named:
+        words = command.split()
+        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        if words[0] == "plan":
+            assert words[1] in helps, f"{page}: `{command}`: no such command"
+            assert options <= set(re.findall(r"--[\w-]+", helps[words[1]])), f"{page}: `{command}`: no such option"
+        elif words[0] == "make":
+            assert words[1] in targets, f"{page}: `{command}`: no such target"
+        elif words[0] == "python":
+            assert importlib.util.find_spec(words[2]), f"{page}: `{command}`: no such module"
+        else:
+            assert options <= set(re.findall(r"--[\w-]+", "".join(helps.values()))), (
+                f"{page}: `{command}`: of no command"
+            )
 
 
 def test_commands_are_found_and_none_is_listed_in_vain() -> None:
