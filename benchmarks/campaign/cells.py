@@ -24,7 +24,7 @@ from simulator.profile import Profile
 from simulator.workload import Phase
 
 PREFILL_TOKENS, PREFILL_BATCH = (64, 128, 256, 512), 2
-MOST_NEW_TOKENS = 512  # of a prefill step, so that a campaign takes 40 minutes; beyond, one prompt instead of two
+MOST_NEW_TOKENS = 256  # of a prefill step, so that a campaign takes 40 minutes; beyond, one prompt instead of two
 DECODE_TOKENS, DECODE_BATCH = (128, 256, 512, 1024), 32
 
 
