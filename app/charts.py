@@ -39,8 +39,11 @@ def rivals(rows: Rows) -> Drawn:
         color=colour,
         tooltip=["name:N", "kind:N", "ms:Q", "tag:N"],
     )
-    whiskers = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q", y=y)
-    return alt.layer(bars, whiskers).properties(height=34 * len(rows) + 50)
+    whiskers = [
+        base.mark_rule(strokeWidth=width, color=colour).encode(x="low:Q", x2="high:Q", y=y)
+        for width, colour in ((4, "white"), (2, "black"))  # seen on light, dark and bars
+    ]
+    return alt.layer(bars, *whiskers).properties(height=34 * len(rows) + 50)
 
 
 def breakdown(rows: Rows) -> Drawn:
@@ -49,7 +52,7 @@ def breakdown(rows: Rows) -> Drawn:
     plans = list(dict.fromkeys(row["plan"] for row in rows))
     y = alt.Y("plan:N", title=None, axis=alt.Axis(labelLimit=180, labelOverlap=False))
     sums = [{"plan": plan, "total": sum(row["ms"] for row in rows if row["plan"] == plan)} for plan in plans]
-    room = alt.Scale(domain=[0, 1.15 * max((row["total"] for row in sums), default=1.0)])  # for the totals' text
+    room = alt.Scale(domain=[0, 1.3 * max((row["total"] for row in sums), default=1.0)])  # for the totals' text
     axis = alt.Axis(tickCount=8)
     bars = (
         alt.Chart(data(rows))

@@ -17,7 +17,7 @@ import streamlit as st
 
 from app.nearby import stamp
 from app.question import canonical_command
-from app.stopping import may_go_on
+from app.stopping import may_go_on, stoppable
 from simulator.allocation import Allocation
 from simulator.errors import SpecError
 from simulator.formats.files import load
@@ -68,20 +68,12 @@ def allocation_json(words: tuple[str, ...]) -> str | None:
     stopped = f"stopped.{command}"
     if not may_go_on(stopped, words="Planning was stopped.", button="Plan again", key=f"again.{command}"):
         return None
-    place = st.empty()
-    with place.container():
-        bar = st.progress(0.0, "Planning …")
-        st.button("Stop", key=f"stop.{command}", icon=":material/stop:", on_click=_stop, args=(stopped,))
+    with stoppable(stopped, "Planning …") as bar:
         text = run_plan(command, lambda seconds: _tick(bar, seconds))
-    place.empty()
     KEPT[key] = text
     while len(KEPT) > MOST_KEPT:
         KEPT.popitem(last=False)
     return text
-
-
-def _stop(key: str) -> None:
-    st.session_state[key] = True
 
 
 def _tick(bar: st.delta_generator.DeltaGenerator, seconds: float) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import streamlit as st
 
 
@@ -13,3 +16,18 @@ def may_go_on(stopped: str, *, words: str, button: str, key: str) -> bool:
             return False
         st.session_state[stopped] = False
     return True
+
+
+@contextmanager
+def stoppable(stopped: str, words: str) -> Iterator[st.delta_generator.DeltaGenerator]:
+    """A progress bar, and a button that stops the work of session key ``stopped``; both go once it is done."""
+    place = st.empty()
+    with place.container():
+        bar = st.progress(0.0, words)
+        st.button("Stop", key=f"button.{stopped}", icon=":material/stop:", on_click=_stop, args=(stopped,))
+        yield bar
+    place.empty()
+
+
+def _stop(stopped: str) -> None:
+    st.session_state[stopped] = True

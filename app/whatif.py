@@ -13,7 +13,7 @@ from app.heatmap import Axes, heat_map, table_rows, tokens_label
 from app.inputs import choose, slide, switch
 from app.nearby import stamp
 from app.question import Words, problem_of, step_parts, step_words
-from app.stopping import may_go_on
+from app.stopping import may_go_on, stoppable
 from app.tornado import tornado
 from planner.exploring.sensitivity import Sensitivity, sensitivities
 from planner.exploring.surface import BAND, Crossing, surface, thresholds
@@ -117,21 +117,13 @@ def slices(where: Where, key: str, batch: int) -> grid.Slices | None:
     stopped = f"stopped.{key}.{batch}"
     if not may_go_on(stopped, words="Stopped; what was simulated is kept.", button="Go on", key=f"again.{key}"):
         return None
-    place = st.empty()
-    with place.container():
-        bar = st.progress(0.0, "Simulating every cell of the map once …")
-        st.button("Stop", key=f"stop.{key}", icon=":material/stop:", on_click=_stop, args=(stopped,))
+    with stoppable(stopped, "Simulating every cell of the map once …") as bar:
 
         def tick(done: int, total: int) -> None:
             bar.progress(done / total, f"Simulating every cell of the map once: {done} of {total}")
 
         grid.complete(where, have, UNDONE.setdefault(key, {}), batch, tick)
-    place.empty()
     return have
-
-
-def _stop(key: str) -> None:
-    st.session_state[key] = True
 
 
 def _sentence(phase: Phase, crossings: tuple[Crossing, ...]) -> str:

@@ -32,7 +32,7 @@ from simulator.errors import AttnplanError
 from simulator.formats.files import to_json, write_atomically
 from simulator.lowering import lower
 from simulator.model import Experts, Layer, Model
-from simulator.placement import AttentionGrid, Placement, Stage
+from simulator.placement import Placement
 from simulator.profile import Profile, load_profile
 from simulator.program import Collective, Program, Recv, Send
 from simulator.workload import Sequences, Step, prefill_step
@@ -80,15 +80,7 @@ def expert_model(model: Model, experts: int) -> Model:
 
 
 def one_device(model: Model) -> Placement:
-    stage = Stage(
-        first_layer=0,
-        last_layer=model.num_layers,
-        attention_ranks=(0,),
-        grid=AttentionGrid(heads=(model.num_attention_heads,)),
-        feed_forward_ranks=(0,),
-        tensor_degree=1,
-    )
-    return Placement(name="one-device", stages=(stage,))
+    return static(model, 1).model_copy(update={"name": "one-device"})
 
 
 def cases(model: Model, lengths: tuple[int, ...], pools: tuple[int, ...], dtype: str) -> Iterator[Case]:

@@ -24,11 +24,11 @@ from executor.mailboxes import MailboxTransport, Post, Turns
 from executor.operations import Rank, Value, compute
 from executor.replay import NoProgress
 from executor.session import Generation, Session, prompts_of
+from planner.documents.placements import static
 from simulator import program as p
 from simulator.formats.files import write_atomically
 from simulator.lowering import lower
 from simulator.model import Layer, Model
-from simulator.placement import AttentionGrid, Placement, Stage
 from simulator.workload import prefill_step
 
 Call = tuple[p.Compute, Sequence[Value], Rank]
@@ -48,15 +48,7 @@ def model() -> Model:
 
 
 def session_of(model: Model, tokens: int) -> Session:
-    stage = Stage(
-        first_layer=0,
-        last_layer=model.num_layers,
-        attention_ranks=(0,),
-        grid=AttentionGrid(heads=(model.num_attention_heads,)),
-        feed_forward_ranks=(0,),
-        tensor_degree=1,
-    )
-    program = lower(model, prefill_step(1, tokens), Placement(name="one", stages=(stage,)), nodes=(0,), dtype="fp32")
+    program = lower(model, prefill_step(1, tokens), static(model, 1), nodes=(0,), dtype="fp32")
     transport = MailboxTransport(0, Post(), Turns(0))
     generation = Generation(model, (program,))
     return Session(generation, 0, transport, NoProgress(), device=torch.device("cpu"))

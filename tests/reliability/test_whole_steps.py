@@ -15,11 +15,11 @@ from simulator import program as p
 from simulator.costs.work import kernels_of
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, flops, memory_bytes
 from simulator.lowering import lower
-from simulator.placement import AttentionGrid, Placement, Stage
 from simulator.program import Program
 from tests.instances import random_problem
 from tests.program_checks import assert_well_formed
 from tests.reliability.scale import of, record
+from tests.schemes import static
 
 A_QUESTION = 4  # candidates
 
@@ -39,34 +39,19 @@ def candidates(count: int) -> Iterator[tuple[Problem, Question, Evaluated]]:
         seed += 1
 
 
-def attention_flops(program: Program) -> int:
+def flops_of(program: Program, *kinds: type) -> int:
     return sum(
         flops(kernel)
         for operations in program.ranks
         for operation in operations
         for kernel in kernels_of(operation, program.dtype)
-        if isinstance(kernel, AttentionPrefill | AttentionDecode)
-    )
-
-
-def gemm_flops(program: Program) -> int:
-    return sum(
-        flops(kernel)
-        for operations in program.ranks
-        for operation in operations
-        for kernel in kernels_of(operation, program.dtype)
-        if isinstance(kernel, Gemm)
+        if isinstance(kernel, kinds)
     )
 
 
 def on_one_gpu(problem: Problem, question: Question) -> Program:
     """The same step of the same model on a single GPU."""
-    model = problem.model
-    stage = Stage(
-        first_layer=0, last_layer=model.num_layers, attention_ranks=(0,),
-        grid=AttentionGrid(heads=(model.num_attention_heads,)), feed_forward_ranks=(0,), tensor_degree=1,
-    )  # fmt: skip
-    return lower(model, question.step, Placement(name="one", stages=(stage,)), nodes=(0,), dtype=problem.dtype)
+    return lower(problem.model, question.step, static(problem.model, 1), nodes=(0,), dtype=problem.dtype)
 
 
 def test_flops_keys_messages_and_bytes_are_conserved_whatever_the_placement() -> None:
@@ -79,8 +64,9 @@ def test_flops_keys_messages_and_bytes_are_conserved_whatever_the_placement() ->
         assert_well_formed(program)
         # two-level forms repeat or reshape the scores, and keep a cache only for a stated decoder: test_two_level
         if all(stage.grid.dim_slices == 1 for stage in found.placement.stages):
-            assert attention_flops(program) == attention_flops(alone), name
-            assert gemm_flops(program) >= gemm_flops(alone), name
+            attending = AttentionPrefill, AttentionDecode
+            assert flops_of(program, *attending) == flops_of(alone, *attending), name
+            assert flops_of(program, Gemm) >= flops_of(alone, Gemm), name
             assert stored_keys(program) >= stored_keys(alone), name  # every position of every head, at least once
             assert stored_keys(alone), name
         sent, received = traffic(program)
