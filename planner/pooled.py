@@ -20,18 +20,33 @@ GRID = ("heads", "queries", "keys", "rule", "micro_batches", "streams", "multica
 Columns = npt.NDArray[np.int32]
 
 
-def pooled(question: Question, order: int, *, joined: bool) -> Table:
-    """Every base × pool size × grid × cut × multicast, in this order. ``joined``: the base attends too."""
+def bases(question: Question) -> tuple[int, ...]:
+    """Ranks of a base."""
+    found = tensor_degrees(question) if question.base_gpus is None else (question.base_gpus,)
+    return tuple(base for base in found if base <= question.model.num_attention_heads)
+
+
+def pooled(question: Question, order: int, *, joined: bool, only: int | None = None) -> Table:
+    """Every base (or ``only`` one) × pool size × grid × cut × multicast, in this order. ``joined``: the base attends
+    too."""
     scheme = Scheme.JOINED if joined else Scheme.POOL
-    bases = tensor_degrees(question) if question.base_gpus is None else (question.base_gpus,)
     found = [np.empty(0, dtype=ROW)]
     block = cache(lambda ranks: _block(question, ranks))
-    for base in (base for base in bases if base <= question.model.num_attention_heads):
+    for base in bases(question) if only is None else (only,):
         blocks = [block(pool + base if joined else pool) for pool in pool_sizes(question, base)]
         if blocks:
             columns = dict(zip(GRID, np.concatenate(blocks).T, strict=True))
             found.append(rows(scheme, len(columns["heads"]), order=order, tensor=base, **columns))
     return np.concatenate(found)
+
+
+def pool_counts(question: Question, *, joined: bool) -> dict[int, int]:
+    """How many candidates each base has in one order of the ranks."""
+    count = cache(lambda ranks: len(_block(question, ranks)))
+    return {
+        base: sum(count(pool + base if joined else pool) for pool in pool_sizes(question, base))
+        for base in bases(question)
+    }
 
 
 def pool_sizes(question: Question, base: int) -> tuple[int, ...]:

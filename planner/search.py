@@ -1,11 +1,10 @@
 """Search: the best placement of every phase and length bucket, exact with respect to the simulator.
 
-All candidates get a lower bound at once (``bound``); the most promising are simulated until no bound is below the best
+All candidates get a lower bound (``frontier.py``); the most promising are simulated until no bound is below the best
 simulated time: what was never simulated cannot win, so the optimality gap is 0 (or stated, under a limit). A simulation
 stops as soon as its clock passes the runner-up, so losers cost less than winners. Decode is
 planned first: prefill then leaves its KV cache where the chosen decode placement reads it.
-Objectives: ttft and tpot are a step's seconds; tps tokens/s (the same order at a given batch); tps_per_gpu and cost
-GPU-seconds a token. Ties go to fewer GPUs, then to the earlier candidate.
+Ties go to fewer GPUs, then to the earlier candidate.
 """
 
 from __future__ import annotations
@@ -17,12 +16,15 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
-from planner.bounds.bound import ROUNDING, chunked_bound, num_cells
-from planner.bounds.rates import Array, Numbers, Rates
-from planner.cache_fit import beside_cache
+from planner.bounds.bound import ROUNDING
+from planner.bounds.rates import Array
+from planner.boxes import boxes_of
+from planner.cache_fit import beside_cache, sliced
 from planner.evaluate import Evaluated, evaluate_until, shortage, step_interval
+from planner.frontier import Frontier
 from planner.problem import Problem
-from planner.space import Question, Scheme, Table, enumerate_space, num_gpus, placement_of
+from planner.score import score_factor, score_of
+from planner.space import Question, Scheme, Table, enumerate_space, placement_of
 from planner.weights_fit import fitting
 from simulator.allocation import Search
 from simulator.errors import InfeasibleError
@@ -30,10 +32,11 @@ from simulator.placement import Placement
 from simulator.program import Program
 
 RUNNER_UPS = 4  # candidates tried beyond the proof while no other placement has been met
-SHORTLIST = 64  # candidates bounded by predicted kernels before anything is simulated
-PRICED_CELLS = 100_000  # query blocks of all candidates up to which all are bounded by predicted kernels at once
-THIN_CELLS = 4_000_000  # query blocks of all candidates from which the first bound looks at one of each
+POOL_EFFORT = 4  # ordinary simulations that a pool may take which is only shown
+LOOKED_AT = 2000  # pools among which one of so little effort is looked for
+POOLS = (Scheme.POOL, Scheme.JOINED)
 Mask = npt.NDArray[np.bool_]
+__all__ = ["Race", "Rival", "differs", "parts_of", "race", "score_factor", "score_of", "try_pools", "try_static"]
 
 
 @dataclass(frozen=True)
@@ -55,15 +58,26 @@ class Race:
     longer than (they were stopped there)."""
 
     question: Question
-    table: Table
-    bounds: Array
-    scores: Array
+    frontier: Frontier
     cache: Placement | None
     simulated: dict[int, Evaluated] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     gap: float = 0.0
-    known: dict[int, Evaluated] = field(default_factory=dict)
     late: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def table(self) -> Table:
+        """Candidates, but for those of boxes that were never opened."""
+        return self.frontier.table
+
+    @property
+    def bounds(self) -> Array:
+        return self.frontier.bounds
+
+    @property
+    def scores(self) -> Array:
+        """Bounds in the objective."""
+        return self.frontier.scores
 
     def ranking(self) -> list[Rival]:
         """Simulated and fitting candidates, best first."""
@@ -88,15 +102,17 @@ class Race:
         return len(self.simulated) + len(self.late)
 
     @property
-    def spent(self) -> int:
-        """Simulations that count against a limit: four that end in a refusal (memory, SLO) as one."""
-        refused = len(self.refused.keys() & self.simulated.keys())
-        return self.num_simulated - refused + refused // 4
+    def spent(self) -> float:
+        """Ordinary simulations that count against a limit: four that end in a refusal (memory, SLO) as one."""
+        refused = self.refused.keys() & self.simulated.keys()
+        efforts = self.frontier.efforts
+        rest = [row for row in (*self.simulated, *self.late) if row not in refused]
+        return float(efforts[rest].sum() + sum(efforts[row] for row in refused) // 4)
 
     def search(self) -> Search:
         simulated = self.num_simulated
         lowered = simulated + len(self.refused.keys() - self.simulated.keys())
-        return Search(candidates=len(self.table), lowered=lowered, simulated=simulated, gap=self.gap)
+        return Search(candidates=len(self.frontier), lowered=lowered, simulated=simulated, gap=self.gap)
 
     def runner_up(self) -> Rival | None:
         """The best on other GPUs, groups or grids than the winner's."""
@@ -108,27 +124,6 @@ class Race:
 def differs(one: Placement, other: Placement) -> bool:
     """Different GPUs, groups or grids: not only another block rule, multicast or number of pieces."""
     return one.stages != other.stages or one.micro_batches != other.micro_batches
-
-
-def score_factor(problem: Problem, question: Question, table: Table) -> Array:
-    """What a candidate's step seconds are multiplied with to give the objective (lower is better)."""
-    return np.broadcast_to(_factor(problem, question, num_gpus(table).astype(np.float64)), len(table))
-
-
-def score_of(problem: Problem, question: Question, found: Evaluated) -> float:
-    """The objective of a simulated candidate; lower is better."""
-    return found.step_s * float(_factor(problem, question, np.float64(found.num_gpus)))
-
-
-def _factor(problem: Problem, question: Question, gpus: Array | np.float64) -> Array | np.float64:
-    tokens = question.step.num_tokens
-    match problem.objective:
-        case "ttft" | "tpot":
-            return np.float64(1.0)
-        case "tps":
-            return np.float64(1.0 / tokens)
-        case "tps_per_gpu" | "cost":
-            return gpus / tokens
 
 
 def race(
@@ -143,37 +138,53 @@ def race(
     """Simulate best-first until no bound can beat the best; then, if none was met, look for a runner-up a little.
 
     ``beside``: programs whose memory must fit too; ``rows``: a mask of the candidates that take part; ``limit``:
-    simulations at most (then the gap is stated)."""
-    table = enumerate_space(question)
-    table = beside_cache(table if rows is None else table[rows], cache)
-    if not len(table):
-        raise InfeasibleError(f"{problem.name}: no candidate can prefill into the cache of {cache and cache.name}")
-    table = fitting(question, table)
-    found = _bounded(problem, question, table, cache, beside)
-    extra = 0
-    for row in _promising(found, _slo_s(problem, question)):
-        best, second = found.best_score, found.runner_up()
-        if found.scores[row] > best:
-            if second is not None or extra == RUNNER_UPS:
+    ordinary simulations at most (``effort.py``; then the gap is stated)."""
+    found = Race(question, _frontier(problem, question, cache, rows), cache)
+    least, extra = np.inf, 0
+    for row in _promising(found, _slo_s(problem, question), most=np.inf if limit is None else limit):
+        if found.scores[row] > found.best_score:
+            if found.runner_up() is not None or extra == RUNNER_UPS:
                 break
             extra += 1
-        if limit is not None and found.spent >= limit and np.isfinite(best):
-            found.gap = max(0.0, 1.0 - float(found.scores[row]) / best)
-            break
+        if limit is not None and found.spent + found.frontier.efforts[row] > limit and not _first(found, row, limit):
+            least = min(least, float(found.scores[row]))
+            if found.spent >= limit:
+                break
+            continue
+        second = found.runner_up()
         _try(problem, found, row, beside, np.inf if second is None else second.score)
+    if not np.isfinite(found.best_score) and np.isfinite(least):
+        _try_cheapest(problem, found, beside)
     if not np.isfinite(found.best_score):
         raise InfeasibleError(_why_nothing(problem, found))
+    found.gap = max(0.0, 1.0 - least / found.best_score)
     return found
+
+
+def _first(found: Race, row: int, limit: int) -> bool:
+    """Whether nothing fits yet, and one simulation of this row is within the limit."""
+    return not np.isfinite(found.best_score) and bool(found.frontier.efforts[row] <= limit)
+
+
+def _try_cheapest(problem: Problem, found: Race, beside: tuple[Program, ...]) -> None:
+    """Where the limit is less than one simulation: what is least work, until something fits."""
+    slo_s = _slo_s(problem, found.question)
+    for row in np.lexsort((found.scores, found.frontier.efforts)).tolist():
+        raced = row in found.simulated or row in found.refused
+        if not raced and (slo_s is None or found.bounds[row] <= slo_s):
+            _try(problem, found, row, beside, np.inf)
+        if np.isfinite(found.best_score):
+            break
 
 
 def try_pools(problem: Problem, found: Race, beside: tuple[Program, ...], *, simulations: int | None) -> None:
     """Simulate the pools of best bound too where they are not in the race, so that its best pool is known: so many at
     most (None: until no other can be better)."""
-    slo_s = _slo_s(problem, found.question)
-    pools = np.isin(found.table["scheme"], (Scheme.POOL, Scheme.JOINED))
-    # of equal bounds a chain first, which is the better at length: the others are then stopped early
-    order = np.lexsort((-found.table["multicast"].astype(np.int64), num_gpus(found.table), found.scores))
-    for row in islice((row for row in _promising(found, slo_s, order) if pools[row]), simulations):
+    most, boxes, looked_at = (np.inf, None, None) if simulations is None else (POOL_EFFORT, 1, LOOKED_AT)
+    rising = islice(found.frontier.rising(POOLS, most=most, boxes=boxes), looked_at)
+    slo_s = np.inf if (given := _slo_s(problem, found.question)) is None else given
+    cheap = (row for row in rising if found.frontier.efforts[row] <= most and found.bounds[row] <= slo_s)
+    for row in islice(cheap, simulations):
         best = found.best_pool()
         if best is not None and found.scores[row] > best.score:
             break
@@ -201,40 +212,23 @@ def _slo_s(problem: Problem, question: Question) -> float | None:
     return problem.limits.ttft_slo_s if question.phase == "prefill" else problem.limits.tpot_slo_s
 
 
-def _bounded(
-    problem: Problem, question: Question, table: Table, cache: Placement | None, beside: tuple[Program, ...]
-) -> Race:
-    """Bounds by predicted kernels for all of few. Of many: roofline bounds (of very many: thin ones), and tighter ones
-    for those that a first simulated candidate does not already beat."""
+def _frontier(problem: Problem, question: Question, cache: Placement | None, rows: Mask | None) -> Frontier:
+    """The candidates that can prefill into a cache and whose weights may fit; pools of a large space closed."""
     parts = None if cache is None else parts_of(cache)
-    factor, floor = score_factor(problem, question, table), problem.rates.as_roofline()
-    bounds = np.zeros(len(table))
-
-    def raise_to(rows: Numbers, rates: Rates) -> None:
-        bounds[rows] = np.maximum(bounds[rows], chunked_bound(question, table[rows], rates, parts=parts))
-
-    cells = int(num_cells(table, floor).sum())
-    if cells <= PRICED_CELLS:
-        raise_to(np.arange(len(table)), problem.rates)
-        return Race(question, table, bounds, bounds * factor, cache)
-    many = cells > THIN_CELLS
-    raise_to(np.arange(len(table)), floor.as_thin() if many else floor)
-    first = np.argsort(bounds * factor, kind="stable")[:SHORTLIST]
-    raise_to(first, problem.rates)
-    best = int(first[np.argmin((bounds * factor)[first])])
-    found = Race(question, table, bounds, bounds * factor, cache)
-    _try(problem, found, best, beside, np.inf)
-    for rates in (floor, problem.rates) if many else (problem.rates,):
-        near = np.flatnonzero(bounds * factor <= found.best_score)
-        raise_to(np.setdiff1d(near, first), rates)
-    return Race(question, table, bounds, bounds * factor, cache, known=found.simulated)
+    whole = rows is not None or (cache is not None and sliced(cache))
+    closed = () if whole else boxes_of(question, problem.rates, parts=parts)
+    table = enumerate_space(question, pools=not closed)
+    table = beside_cache(table if rows is None else table[rows], cache)
+    if not len(table):
+        raise InfeasibleError(f"{problem.name}: no candidate can prefill into the cache of {cache and cache.name}")
+    return Frontier(problem, question, parts, fitting(question, table), list(closed))
 
 
-def _promising(found: Race, slo_s: float | None, order: Numbers | None = None) -> Iterator[int]:
+def _promising(found: Race, slo_s: float | None, *, most: float) -> Iterator[int]:
     """Rows by rising score bound, then fewer GPUs; none whose bound already misses the SLO."""
-    for row in np.lexsort((num_gpus(found.table), found.scores)) if order is None else order:
+    for row in found.frontier.rising(most=most):
         if slo_s is None or found.bounds[row] <= slo_s:
-            yield int(row)
+            yield row
 
 
 def _try(problem: Problem, found: Race, row: int, beside: tuple[Program, ...], worst: float) -> None:
@@ -242,7 +236,7 @@ def _try(problem: Problem, found: Race, row: int, beside: tuple[Program, ...], w
     placement, slo_s = placement_of(found.question, found.table[row]), _slo_s(problem, found.question)
     deadline_s = worst * float(found.bounds[row] / found.scores[row]) * (1 + ROUNDING)
     try:
-        evaluated = found.known.get(row) or evaluate_until(problem, found.question, placement, found.cache, deadline_s)
+        evaluated = evaluate_until(problem, found.question, placement, found.cache, deadline_s)
     except InfeasibleError as error:
         found.refused[row] = str(error)
         return

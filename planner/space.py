@@ -49,9 +49,10 @@ __all__ = [
 SLICES = (2, 4, 8, 16)  # of a head
 
 
-def enumerate_space(question: Question) -> Table:
-    """All candidates for a question, in a fixed order."""
-    table = np.concatenate([part for order in range(len(question.orders)) for part in _parts(question, order)])
+def enumerate_space(question: Question, *, pools: bool = True) -> Table:
+    """All candidates for a question, in a fixed order; ``pools`` False: but for the pools of equal GPUs
+    (``boxes.py``)."""
+    table = np.concatenate([part for order in range(len(question.orders)) for part in _parts(question, order, pools)])
     return np.concatenate((table, _dealt(question, table))) if question.mixed else table
 
 
@@ -68,13 +69,14 @@ def _dealt(question: Question, table: Table) -> Table:
     return np.array(found, dtype=ROW)
 
 
-def _parts(question: Question, order: int) -> Iterator[Table]:
+def _parts(question: Question, order: int, pools: bool) -> Iterator[Table]:
     """Family by family, in a fixed order; pools, of which there may be a million, as columns."""
     several = question.max_gpus > 1
     yield np.array([*_static(question, order), *_context(question, order)], dtype=ROW)
-    if several:
+    if several and pools:
         yield pooled(question, order, joined=False)
         yield pooled(question, order, joined=True)
+    if several:
         if any(layer.routed for layer in question.model.layers):
             yield np.array([*_separated(question, order)], dtype=ROW)
         yield np.array([*_two_level(question, order)], dtype=ROW)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from planner.candidate import Scheme, Table
+from planner.candidate import Scheme, Table, rows
 from planner.question import Question
 from simulator.units import DTYPE_BYTES
 
@@ -35,8 +35,16 @@ def _expert_parameters(question: Question) -> int:
 
 def fitting(question: Question, table: Table) -> Table:
     """The candidates whose weights can fit the largest device; where none can, the one that lacks least."""
-    used = {node.gpu for node in question.cluster.nodes}
-    most = max(gpu.memory_bytes for gpu in question.cluster.gpus if gpu.name in used)
     least = least_weight_bytes(question, table)
-    fits = least <= most
+    fits = least <= _most_bytes(question)
     return np.asarray(table[fits] if fits.any() else table[[int(np.argmin(least))]])
+
+
+def fits_alone(question: Question, base: int) -> bool:
+    """Whether a base of so many ranks can hold the model."""
+    return bool(least_weight_bytes(question, rows(Scheme.POOL, 1, tensor=base))[0] <= _most_bytes(question))
+
+
+def _most_bytes(question: Question) -> int:
+    used = {node.gpu for node in question.cluster.nodes}
+    return max(gpu.memory_bytes for gpu in question.cluster.gpus if gpu.name in used)

@@ -46,6 +46,17 @@ def cells_of(queries: Numbers, *, thin: bool = False) -> Cells:
     return Cells(row, np.arange(len(row)) - first[row], first)
 
 
+def end_cells(question: Question, replicas: Numbers, rule: Numbers) -> Cells:
+    """Two cells a candidate: its first replica and the last that has tokens."""
+    last = replicas - 1
+    if question.phase == "prefill":
+        filled = ceil_div(question.tokens, ceil_div(question.tokens, replicas))
+        last = np.where(rule == 0, np.minimum(filled - 1, last), last)
+    block = np.stack((np.zeros_like(last), last), axis=1).reshape(-1)
+    first = 2 * np.arange(len(replicas))
+    return Cells(np.repeat(np.arange(len(replicas)), 2), block, first, whole=False)
+
+
 @dataclass(frozen=True)
 class Heads:
     """Query and KV heads of the largest head group, as held and as the kernel sees them."""

@@ -36,7 +36,7 @@ from planner.bounds.layer import (
 )
 from planner.bounds.network import network_of, pool_chain
 from planner.bounds.rates import Array, Numbers, Rates
-from planner.bounds.ring import ring_bound
+from planner.bounds.ring import border_bound, ring_bound
 from planner.bounds.shares import Dealt, block_edges, ceil_div
 from planner.bounds.two_level import two_level_bound
 from planner.space import Question, Scheme, Table
@@ -47,6 +47,7 @@ ROUNDING = 1e-6  # the simulator rounds every operation to a picosecond, and non
 
 
 CELLS = 100_000  # query blocks bounded at once: their columns stay in the cache
+RACED_AS_ONE = 64  # replicas whose race takes no more memory than they themselves, by this count
 
 
 def chunked_bound(question: Question, table: Table, rates: Rates, *, parts: int | None = None) -> Array:
@@ -61,8 +62,12 @@ def chunked_bound(question: Question, table: Table, rates: Rates, *, parts: int 
 
 def num_cells(table: Table, rates: Rates) -> Numbers:
     """Query blocks that a bound of each candidate looks at."""
-    pooled = np.isin(table["scheme"], (Scheme.POOL, Scheme.JOINED))
-    blocks = np.where(pooled & rates.thin, 1, np.maximum(table["queries"], table["replicas"]))
+    pooled, replicas = np.isin(table["scheme"], (Scheme.POOL, Scheme.JOINED)), table["replicas"]
+    blocks = np.where(pooled & rates.thin, 1, np.maximum(table["queries"], replicas))
+    if rates.thin:
+        blocks = np.minimum(blocks, 2)
+    elif not rates.roofline:  # a race looks at every pair of replicas
+        blocks = blocks * np.maximum(replicas // RACED_AS_ONE, 1)
     return np.asarray(blocks, dtype=np.int64)
 
 
@@ -71,10 +76,11 @@ def step_bound(question: Question, table: Table, rates: Rates, *, parts: int | N
     decodes them so); None: as the candidate itself would."""
     bound = np.zeros(len(table))
     even, scheme = table["dealing"] == 0, table["scheme"]
+    ring = table["ring"] == 1
     for rows, family in (
         (even & (scheme == Scheme.STATIC), _static),
-        (even & (scheme == Scheme.CONTEXT) & (table["ring"] == 0), context_bound),
-        (even & (scheme == Scheme.CONTEXT) & (table["ring"] == 1), ring_bound),
+        (even & (scheme == Scheme.CONTEXT) & ~ring, context_bound),
+        (even & (scheme == Scheme.CONTEXT) & ring, _thin_ring if rates.thin else ring_bound),
         (even & np.isin(scheme, (Scheme.POOL, Scheme.JOINED)), _pooled),
         (even & (scheme == Scheme.SEPARATED), _separated),
         (even & (scheme == Scheme.TWO_LEVEL), two_level_bound),
@@ -147,6 +153,25 @@ def _pooled(question: Question, table: Table, rates: Rates, parts: int | None) -
         chain = np.maximum(chain, used * through)
     totals[0] += np.maximum(returned - before, 0.0)
     return np.asarray(np.maximum(chain, totals.max(axis=0)))
+
+
+def _thin_ring(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """As replicas that gather, but for their network: the busiest border."""
+    own = context_bound(question, table, rates, parts)
+    return np.maximum(own, border_bound(question, table, rates, parts))
+
+
+def base_bound(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """Of pools, whatever their grid: what the base rank computes beside attention, and its all-reduces, one after the
+    other on its stream."""
+    total = np.zeros(len(table))
+    for used, dealt, tokens in micro_batches(question, table, parts):
+        seconds = end_seconds(question, table, rates, tokens, dealt.total)
+        for layer, num in layer_kinds(question).items():
+            base = base_layer(question, table, rates, tokens, layer)
+            seconds = seconds + num * (base.compute + 2 * base.reduce)
+        total += used * seconds
+    return total * (1 - ROUNDING)
 
 
 def _separated(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.bounds.attention import Cells, PrefillWork, cells_of, decode_seconds, first_heads, prefill_cells
+from planner.bounds.attention import (
+    Cells,
+    PrefillWork,
+    cells_of,
+    decode_seconds,
+    end_cells,
+    first_heads,
+    prefill_cells,
+)
 from planner.bounds.dispatch import dispatched_seconds
 from planner.bounds.layer import (
     base_layer,
@@ -27,13 +35,15 @@ from simulator.model import Layer
 
 
 def context_bound(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
-    """Every replica's own stream; the race of all; the busiest NIC.
+    """Every replica's own stream; the race of all; the busiest NIC. Thin: two replicas' streams, rings' too, as far as
+    they are those of replicas that gather.
 
     A rank need not be done with the layer before to receive its keys, but no rank sends before it has projected them:
     the earliest end of a layer, F, grows at least by the least projection + the least, over ranks, of (keys' arrival,
     attention, the rest of the layer).
     """
-    network, cells = network_of(question, rates, table), cells_of(table["replicas"].astype(np.int64))
+    network, replicas = network_of(question, rates, table), table["replicas"].astype(np.int64)
+    cells = end_cells(question, replicas, table["rule"]) if rates.thin else cells_of(replicas)
     chain, totals, wide = np.zeros(len(table)), np.zeros((3, len(cells.row))), table[cells.row]
     for used, dealt, _ in micro_batches(question, table, parts):
         tokens = replica_tokens(question, table, cells, dealt)
@@ -47,7 +57,7 @@ def context_bound(question: Question, table: Table, rates: Rates, parts: int | N
             rest = np.maximum(arrives, work.attention) + work.after
             raced = raced + num * (cells.least(work.before) + cells.least(rest))
             totals += used[cells.row] * num * np.stack((work.compute, work.inbound, work.outbound))
-        if question.phase == "prefill":
+        if question.phase == "prefill" and cells.whole:
             raced = np.maximum(raced, ends + _raced(question, table, rates, network, cells, dealt, works, head))
         chain = np.maximum(chain, used * np.maximum(ends + cells.most(own), raced))
     return np.maximum(chain, cells.most(totals.max(axis=0)))
@@ -169,8 +179,9 @@ def _replica_layer(
         joined, merged = _piece_copies(question, wide, rates, cells, work)
         attention, last = work.seconds + joined, work.last_s
         after = after + merged
-        inbound = network.keys_seconds(question, table, rates, work.keys, work.queries, cells)
-        first = (cells.block == 0) & (not layer.window)
+        if cells.whole:
+            inbound = network.keys_seconds(question, table, rates, work.keys, work.queries, cells)
+        first = (cells.block == 0) & (wide["ring"] == 0) & (not layer.window)
         outbound = np.where(first, network.sent_seconds(question, table, rates, work.queries, cells), 0.0)
     used = tokens > 0
     compute = np.where(used, base.before + after + attention, 0.0)
@@ -184,7 +195,7 @@ def _piece_copies(
     """Seconds to join the keys of several replicas, where they come as one piece, and to merge what pieces gave."""
     heads = first_heads(question, wide["heads"].astype(np.int64))
     num_bytes = 4 * work.keys * heads.keys * question.model.head_dim * rates.size
-    foreign = (wide["streams"] == 1) & (work.keys > work.queries)
+    foreign = (wide["streams"] == 1) & (wide["ring"] == 0) & (work.keys > work.queries)
     joined = rates.memory("copy", np.where(foreign, num_bytes, 0))
     parts = work.pieces
     row = (parts + 1) * question.model.head_dim * rates.size + parts * LSE_BYTES

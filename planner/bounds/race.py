@@ -21,7 +21,7 @@ import numpy as np
 from planner.bounds.rates import Array, Numbers
 
 LAYERS = 8  # raced one by one; more of the same grow at least by the least layer
-REPLICAS = 64  # more are not raced
+REPLICAS = 256  # more are not raced
 
 
 @dataclass(frozen=True)

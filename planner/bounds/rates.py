@@ -21,6 +21,7 @@ from simulator.costs.collective_curve import collective_seconds
 from simulator.costs.cost import PHYSICAL_MODELS, device_of, predict_rows
 from simulator.costs.pricing import as_measured, measured_collectives
 from simulator.errors import ProfileError
+from simulator.fabric.collectives import tree_depth
 from simulator.fabric.topology import Topology
 from simulator.profile import Profile
 from simulator.program import CollectiveKind
@@ -43,7 +44,8 @@ class Nics:
 class Rates:
     """Prices on a cluster. ``cluster`` is as measured (``simulator.costs.pricing``). ``roofline``: kernels at the floor
     under every prediction (FLOPs and bytes at peak) instead of the prediction itself: lower, and fifty times faster.
-    ``thin``: of a pool's query blocks only the last is looked at: lower again, and no larger for a thousand."""
+    ``thin``: of a pool's query blocks only the last is looked at, of replicas the first and the last: lower again, and
+    no larger for a thousand."""
 
     cluster: Cluster
     profiles: Mapping[str, Profile]
@@ -150,11 +152,25 @@ class Rates:
         """Seconds of a collective of ``ranks``, alone on its links, for every size."""
         if len(ranks) < 2:
             return np.zeros(len(num_bytes))
+        nodes = len({self.topology.places[rank].node for rank in ranks})
+        if self.thin and nodes > 1:
+            return self._least_across(kind, nodes, num_bytes)
         sizes, inverse = np.unique(num_bytes, return_inverse=True)
         curve = self._curve(kind, ranks, sizes)
         if curve is None:
             curve = np.array([self._across_nodes(kind, ranks, float(size)) for size in sizes])
         return np.asarray(np.where(sizes > 0, curve, 0.0)[inverse])
+
+    def _least_across(self, kind: CollectiveKind, nodes: int, num_bytes: Array) -> Array:
+        """Under every algorithm of ``collective_cost``: each node takes in the buffer at least (all-reduce) or what it
+        lacks of it, and a tree over the nodes (twice), or all of them in turn, is as many hops one after the other.
+        CPU ranks swap at once."""
+        reduces, nics = kind == "all_reduce", self.nics
+        hops = 2 * tree_depth(nodes) if reduces else nodes - 1
+        if any(gpu.kind != "gpu" for gpu in self.cluster.gpus):
+            hops = 1
+        fluid_s = num_bytes * (1.0 if reduces else (nodes - 1) / nodes) / nics.node_bytes_per_s
+        return np.asarray(np.where(num_bytes > 0, hops * nics.latency_s + fluid_s, 0.0))
 
     def _across_nodes(self, kind: CollectiveKind, ranks: tuple[int, ...], num_bytes: float) -> float:
         """``collective_cost``, each call once."""

@@ -29,7 +29,7 @@ from planner.bounds.network import network_of
 from planner.bounds.race import LAYERS, REPLICAS
 from planner.bounds.rates import Array, Numbers, Rates
 from planner.bounds.ring_race import Rounds, run_rounds
-from planner.bounds.shares import Dealt, block_edges
+from planner.bounds.shares import Dealt, block_edges, ceil_div
 from planner.candidate import Table
 from planner.question import Question
 from simulator.costs.work import LSE_BYTES
@@ -60,6 +60,16 @@ def ring_bound(question: Question, table: Table, rates: Rates, parts: int | None
     if not rates.roofline and not any(layer.window for layer in question.model.layers):
         chain = np.maximum(chain, _raced(question, table, rates, parts))
     return np.maximum(chain, np.maximum(compute, network))
+
+
+def border_bound(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
+    """The busiest border alone."""
+    passing = sum(num for layer, num in layer_kinds(question).items() if not layer.window)
+    each = (
+        used * _border_seconds(question, table, rates, dealt.total)
+        for used, dealt, _ in micro_batches(question, table, parts)
+    )
+    return np.asarray(passing * sum(each, np.zeros(len(table))))
 
 
 def _edges(question: Question, table: Table, number: Numbers) -> Edges:
@@ -230,15 +240,21 @@ def _border_seconds(question: Question, table: Table, rates: Rates, sequences: N
     keys = first_heads(question, table["heads"].astype(np.int64))
     least = question.model.num_attention_heads // table["heads"].astype(np.int64)
     columns = np.minimum(-(-least // question.model.heads_per_kv_head), keys.keys)
-    cells = cells_of(table["replicas"].astype(np.int64))
-    edges = _edges(question, table[cells.row], cells.block)
-    tokens = question.tokens - np.maximum.reduceat(edges[1] - edges[0] + edges[3] - edges[2], cells.first)
+    tokens = np.maximum(question.tokens - _largest_block(question, table), 0)
     num_bytes = sequences * tokens * columns * 2 * question.model.head_dim * rates.size * table["tensor"]
     rate = np.full(len(table), np.inf)
     for key in {(int(c["order"]), int(c["tensor"]), int(c["replicas"])) for c in table}:
         rows = (table["order"] == key[0]) & (table["tensor"] == key[1]) & (table["replicas"] == key[2])
         rate[rows] = _border_rate(question, rates, *key)
     return np.asarray(num_bytes / rate)
+
+
+def _largest_block(question: Question, table: Table) -> Numbers:
+    """Tokens of no block are more."""
+    replicas, rule, tokens = table["replicas"].astype(np.int64), table["rule"], question.tokens
+    even, halves = ceil_div(tokens, replicas), 2 * ceil_div(tokens, 2 * replicas)
+    root = np.ceil(tokens / np.sqrt(replicas)).astype(np.int64) + 1
+    return np.select([rule == 0, (rule == 1) | (not question.model.causal)], [even, halves], root)
 
 
 def _border_rate(question: Question, rates: Rates, order: int, tensor: int, replicas: int) -> float:
