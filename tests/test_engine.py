@@ -47,6 +47,15 @@ def test_tags_pair_messages_whatever_the_order_of_streams() -> None:
     assert play(built)[2] == [(2, 3), (1, 2), (2, 3), (3, 4)]
 
 
+def test_the_next_use_of_a_tag_by_one_end_meets_the_next_use_by_the_others() -> None:
+    built = program(
+        [compute(writes=["a"]), send(1, "a", MB), send(1, "a", 2 * MB), collective((0, 1), MB), collective((0, 1), MB)],
+        [recv(0, "x", MB), recv(0, "y", 2 * MB), collective((0, 1), MB), collective((0, 1), MB)],
+    )
+    # alone from 0 to 1 ms: the kernel's rank reduces; then the second all-reduce and the first message share the ports
+    assert play(built) == [[(0, 1), (1, 3), (3, 5), (0, 1), (1, 3)], [(1, 3), (3, 5), (0, 1), (1, 3)]]
+
+
 def test_two_messages_into_one_port_share_it() -> None:
     built = program(
         [compute(writes=["a"]), send(2, "a", MB)],

@@ -87,9 +87,9 @@ def test_coalesced_tasks_run_as_the_single_operations_would(shape: list[tuple[st
 def test_compute_between_transfers_is_one_task() -> None:
     operations = [compute(writes=["a"]), compute(["a"], ["b"]), send(1, "b", 1), compute(), compute()]
     tasks = tasks_of([operations])
-    assert (tasks.first, tasks.last) == ([0, 2, 3], [1, 2, 4])
-    assert tasks.task_of == [0, 0, 1, 2, 2]
-    assert (tasks.left, tasks.followers) == ([0, 1, 1], [[1, 2], [], []])
+    assert (tasks.first, tasks.last) == ([0, 3, 2], [1, 4, 2])  # compute first, then transfers
+    assert tasks.task_of.tolist() == [0, 0, 2, 1, 1]
+    assert (tasks.left, tasks.followers) == ([0, 1, 2], [[1, 2], [], []])  # the Send has no Recv
 
 
 SCRIPT = """

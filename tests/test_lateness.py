@@ -25,4 +25,6 @@ def test_a_run_ends_by_its_deadline_or_is_given_up_whatever_the_scheme(case: Cas
 
 def test_a_task_may_begin_as_late_as_the_longest_chain_after_it_allows() -> None:
     # 0 (3 ps) → 1 (2 ps) → 3 (5 ps), 0 → 2 (a message, 0 ps) → 3: from 0 it takes 3 + 2 + 5 = 10 ps of 20
-    assert latest_starts([[1, 2], [3], [3], []], [3, 2, 0, 5], 20) == [10, 13, 15, 15]
+    assert latest_starts([0, 1, 1, 2], [[1, 2], [3], [3], []], [3, 2, 0, 5], 20) == [10, 13, 15, 15]
+    # the same numbered from the end: in whatever order they are issued
+    assert latest_starts([2, 1, 1, 0], [[], [0], [0], [1, 2]], [5, 0, 2, 3], 20) == [15, 15, 13, 10]

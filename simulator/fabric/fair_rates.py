@@ -6,9 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import chain
+from operator import attrgetter
 
 from simulator.fabric.path import Path
 
+PLAIN, RESOURCES = attrgetter("plain"), attrgetter("resources")
 SAME_LEVEL = 1 + 1e-12  # resources that fill at the same level up to rounding are fixed in one round
 
 
@@ -19,9 +21,10 @@ def fair_rates(paths: Sequence[Path], capacities: Sequence[float]) -> list[float
     """
     if len(paths) == 1:
         return [rate_alone(paths[0], capacities)]
-    if all(path.plain for path in paths):
-        level = even_level(paths, capacities)
-        return [level] * len(paths) if level else _plain_rates(paths, capacities)
+    if all(map(PLAIN, paths)):
+        used = list(map(RESOURCES, paths))
+        level = even_level(used, capacities)
+        return [level] * len(paths) if level else _plain_rates(used, capacities)
     rates = [0.0] * len(paths)
     left = {resource: capacities[resource] for path in paths for resource in path.resources}
     waiting = list(range(len(paths)))
@@ -53,27 +56,27 @@ def rate_alone(path: Path, capacities: Sequence[float]) -> float:
     return rate
 
 
-def even_level(paths: Sequence[Path], capacities: Sequence[float]) -> float:
-    """The rate of plain paths that all use a resource which is full first; 0 where some do not."""
-    load = Counter(chain.from_iterable([path.resources for path in paths]))
+def even_level(used: Sequence[tuple[int, ...]], capacities: Sequence[float]) -> float:
+    """The rate of plain paths that all use a resource which is full first; 0 where some do not. ``used``: by path."""
+    load = Counter(chain.from_iterable(used))
     level = min([capacities[resource] / count for resource, count in load.items()])
     limit = level * SAME_LEVEL
     full = {resource for resource, count in load.items() if capacities[resource] <= limit * count}
-    return 0.0 if any(full.isdisjoint(path.resources) for path in paths) else level
+    return 0.0 if any(map(full.isdisjoint, used)) else level
 
 
-def _plain_rates(paths: Sequence[Path], capacities: Sequence[float]) -> list[float]:
+def _plain_rates(used: Sequence[tuple[int, ...]], capacities: Sequence[float]) -> list[float]:
     """The same for paths of weight and share 1 without caps: a resource's load is how many of its paths wait."""
     on: dict[int, list[int]] = {}
-    for index, path in enumerate(paths):
-        for resource in path.resources:
+    for index, resources in enumerate(used):
+        for resource in resources:
             if resource in on:
                 on[resource].append(index)
             else:
                 on[resource] = [index]
     left = {resource: capacities[resource] for resource in on}
     load = {resource: len(users) for resource, users in on.items()}
-    rates = [0.0] * len(paths)
+    rates = [0.0] * len(used)
     while load:
         level = min([left[resource] / count for resource, count in load.items()])
         limit = level * SAME_LEVEL
@@ -82,7 +85,7 @@ def _plain_rates(paths: Sequence[Path], capacities: Sequence[float]) -> list[flo
                 if rates[index]:
                     continue
                 rates[index] = level
-                for resource in paths[index].resources:
+                for resource in used[index]:
                     left[resource] = rest if (rest := left[resource] - level) > 0.0 else 0.0
                     load[resource] -= 1
         load = {resource: count for resource, count in load.items() if count}

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from simulator.costs.collective_cost import CollectiveCost
 from simulator.fabric.copies import Copies
 from simulator.fabric.path import Path
-from simulator.fabric.sharing import Sharing
+from simulator.fabric.sharing import Sharing, Start
 from simulator.fabric.threads import Member, threaded
 from simulator.fabric.topology import Resource, Topology
 from simulator.host import Host
@@ -24,8 +23,6 @@ from simulator.interference import Interference
 from simulator.simulation.clock import Action, Clock, picoseconds
 from simulator.units import PICOSECONDS_PER_S
 
-Start = tuple[float, Path, Action]
-"""Work, the path it takes and what to call when it is done."""
 TRANSFERS_FIRST = 1e18  # bytes/s at the level of a whole device's kernel: transfers reach their links' rates first
 
 
@@ -127,30 +124,37 @@ class Network:
 
     def message(self, source: int, target: int, num_bytes: float, done: Action) -> None:
         """``done`` once ``num_bytes`` have gone from one rank to another."""
-        way = self._ways.get((source, target))
-        if way is None:
-            way = self._ways[source, target] = self._way(source, target)
+        way = self._ways.get((source, target)) or self._way(source, target)
         if num_bytes and way.path.resources:
-            self._start_at(way.latency_ps, (float(num_bytes), way.path, done))
+            self._start_in(way.latency_ps, (float(num_bytes), way.path, done))
         else:
             self.clock.after(way.latency_ps, done)
 
-    def _start_at(self, delay_ps: int, activity: Start) -> None:
+    def least_ps(self, source: int, target: int, num_bytes: float) -> int:
+        """Of a message on idle links, less the picoseconds that rounding may give."""
+        way = self._ways.get((source, target)) or self._way(source, target)
+        if not num_bytes or not way.path.resources:
+            return way.latency_ps
+        return max(way.latency_ps + int(num_bytes / self.sharing.rate_alone(way.path) * PICOSECONDS_PER_S) - 2, 0)
+
+    def _start_in(self, delay_ps: int, activity: Start) -> None:
         """Start in ``delay_ps``; one event for all that start at the same instant."""
         due_ps = self.clock.now_ps + delay_ps
         starting = self._starting.get(due_ps)
         if starting is None:
             self._starting[due_ps] = [activity]
-            self.clock.after(delay_ps, partial(self._start_all, due_ps))
+            self.clock.after(delay_ps, self._start_due)
         else:
             starting.append(activity)
 
-    def _start_all(self, due_ps: int) -> None:
-        start = self.sharing.start
-        for work, path, done in self._starting.pop(due_ps):
-            start(work, path, done)
+    def _start_due(self) -> None:
+        self.sharing.start_all(self._starting.pop(self.clock.now_ps))
 
     def _way(self, source: int, target: int) -> _Way:
+        way = self._ways[source, target] = self._find_way(source, target)
+        return way
+
+    def _find_way(self, source: int, target: int) -> _Way:
         """The route, with the cores at both ends: a byte costs its sender's and its receiver's core time."""
         route = self.topology.route(source, target)
         latency_s, weights = route.latency_s, dict.fromkeys(route.resources, 1.0)
@@ -216,7 +220,7 @@ class Network:
             self.clock.after(flow.latency_ps, done)
             return
         if flow.latency_ps:
-            self._start_at(flow.latency_ps, (flow.work, flow.path, done))
+            self._start_in(flow.latency_ps, (flow.work, flow.path, done))
         else:
             self.sharing.start(flow.work, flow.path, done)
 

@@ -7,9 +7,10 @@ its node's cores and a cap of 1; a collective is the bytes of its busiest link, 
 
 Rates are max-min fair (progressive filling, Bertsekas & Gallager 1992, 6.5.2): raise one level s, activity a at
 rate share_a·s, until a resource r is full, s = left_r / Σ share_a·weight_ar, or an activity reaches its cap; fix
-those, go on with the rest. Only the connected component of what changed is solved again; components join when an
-activity starts across them and are taken apart again when half of their activities have gone. The rates of a set of
-paths are found once: a model's layers bring the same sets back.
+those, go on with the rest. Only the connected component of what changed is shared anew; components join when an
+activity starts across them and are taken apart again when half of their activities have gone. A model's layers bring
+the same activities back, so whatever has been worked out once is looked up from then on: the rates of a set of paths,
+and what comes after a component's state when as long has passed and the same starts.
 What it ignores: slow start, packets, unfairness over round-trip times.
 """
 
@@ -17,20 +18,48 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from typing import Any
 
 import numpy as np
 
-from simulator.fabric.component import Activity, Component, Rates
-from simulator.fabric.fair_rates import even_level, fair_rates, rate_alone
+from simulator.fabric.fair_rates import PLAIN, RESOURCES, even_level, fair_rates, rate_alone
 from simulator.fabric.fair_table import many_fair_rates
+from simulator.fabric.flowing import VECTOR_SIZE, Flowing, Work, following
 from simulator.fabric.path import Path
 from simulator.simulation.clock import Action, Clock
-from simulator.units import PICOSECONDS_PER_S
 
-VECTOR_SIZE = 24  # activities from which numpy advances a component faster than plain Python
+Start = tuple[float, Path, Action]
+"""Work, the path it takes and what to call when it is done."""
 TABLE_SIZE = 80  # paths from which numpy finds rates faster
-REMEMBERED = 2_000_000  # rates kept for sets of paths that may come back: 200 MB at the most
+REMEMBERED = 1_000_000  # activities of states that may come back: 200 MB at the most
+
+
+class Component:
+    """Resources that activities share, directly or through others. ``parts``: what flows there, each since its
+    instant; several only when an activity has joined them at this one. ``due_ps``: when the first activity ends."""
+
+    __slots__ = ("dirty", "due_ps", "parts", "sharing", "started")
+
+    def __init__(self, sharing: Sharing) -> None:
+        self.sharing = sharing
+        self.parts: list[tuple[Flowing, int]] = []
+        self.started: list[tuple[int, float]] = []
+        self.due_ps = -1
+        self.dirty = False
+
+    def fire(self) -> None:
+        """A timer's call. Paths are free again before anybody hears of it."""
+        sharing = self.sharing
+        if self.due_ps != sharing.clock.now_ps:
+            return
+        self.due_ps = -1
+        sharing.touch(self)
+        over = self.parts[0][0].over
+        calls = [path.done for path in over]
+        for path in over:
+            path.done = None
+        for done in calls:
+            done()  # type: ignore[misc]
 
 
 class Sharing:
@@ -52,11 +81,12 @@ class Sharing:
         self.loads: list[tuple[int, int, float]] | None = [] if record_load else None
         self._array = np.array(self.capacities)
         self._owner: dict[int, Component] = {}
-        self._dirty: list[Component] = []
+        self._started: list[tuple[Path, float]] = []
+        self._ended: list[Component] = []
         self._paths: list[Path] = []
-        self._remaining = np.zeros(64)
-        self._known: dict[int, Rates] = {}
-        self._num_known = 0
+        self._rates: dict[tuple[Path, ...], Work] = {}
+        self._after: dict[tuple[Any, ...], Flowing | tuple[Flowing, ...]] = {}
+        self._remembered = 0
 
     @property
     def used(self) -> list[float]:
@@ -69,41 +99,69 @@ class Sharing:
 
     def path(self, weights: Mapping[int, float], *, cap: float = math.inf, share: float = 1.0) -> Path:
         """The path of work that uses ``weights[r]`` units of every resource r for a unit of work. It is to be kept:
-        rates are remembered by path."""
+        states are remembered by their paths."""
         unlimited = self.unlimited
         limiting = {r: weight for r, weight in weights.items() if r not in unlimited}
         rest = tuple([(r, weight) for r, weight in weights.items() if r in unlimited]) if unlimited else ()
         path = Path(tuple(limiting), tuple(limiting.values()), rest, cap=cap, share=share, number=len(self._paths))
-        return self._add(path)
-
-    def _add(self, path: Path) -> Path:
         self._paths.append(path)
-        if len(self._paths) > len(self._remaining):
-            self._remaining = np.concatenate((self._remaining, np.zeros(len(self._remaining))))
         return path
 
-    def _free(self, path: Path) -> Path:
-        """The path itself, or a twin on which nothing runs."""
-        while path.activity is not None:
-            if path.twin is None:
-                path.twin = self._add(path.alike(len(self._paths)))
-            path = path.twin
-        return path
+    def rate_alone(self, path: Path) -> float:
+        """With nothing beside it, in work per second."""
+        if not path.alone:
+            path.alone = rate_alone(path, self.capacities)
+        return path.alone
 
     def start(self, work: float, path: Path, done: Action) -> None:
         """Begin now; ``done`` is called when ``work`` is done (never at once)."""
-        if path.activity is not None:
-            path = self._free(path)
-        activity = path.activity = Activity(path, done, work)
-        path.total += work
-        component = self._join(path.resources)
-        component.add(activity)
-        if component.columns:
-            self._remaining[path.number] = work
-        self._touch(component)
+        self.start_all(((work, path, done),))
+
+    def start_all(self, activities: Sequence[Start]) -> None:
+        """Begin now."""
+        started = self._started
+        if not started and not self._ended:
+            self.clock.at_end_of_instant(self._settle)
+        for work, path, done in activities:
+            if path.done is not None:
+                path = self._twin(path)
+            path.done = done
+            path.total += work
+            started.append((path, work))
+
+    def _twin(self, path: Path) -> Path:
+        """One alike on which nothing runs."""
+        while path.done is not None:
+            if path.twin is None:
+                path.twin = path.alike(len(self._paths))
+                self._paths.append(path.twin)
+            path = path.twin
+        return path
+
+    def touch(self, component: Component) -> None:
+        """Something has ended there."""
+        if not self._started and not self._ended:
+            self.clock.at_end_of_instant(self._settle)
+        self._ended.append(component)
+        component.dirty = True
+
+    def _settle(self) -> None:
+        """Share anew, once all that happens at this instant has happened, where something started or ended."""
+        started, self._started = self._started, []
+        dirty, self._ended = self._ended, []
+        for path, work in started:
+            component = self._join(path.resources)
+            component.started.append((path.number, work))
+            if not component.dirty:
+                component.dirty = True
+                dirty.append(component)
+        for component in dirty:
+            if component.dirty:
+                component.dirty = False
+                self._go_on(component)
 
     def _join(self, resources: Sequence[int]) -> Component:
-        """The one component of these resources; several become one, the smaller moving into the larger."""
+        """The one component of these resources, of several if need be."""
         owner, found, free = self._owner, None, False
         for resource in resources:
             other = owner.get(resource)
@@ -112,150 +170,86 @@ class Sharing:
             elif found is None:
                 found = other
             elif other is not found:
-                small, found = (other, found) if len(other.activities) <= len(found.activities) else (found, other)
-                self._merge(small, found)
+                self._merge(other, found)
         if found is None:
-            found = Component(self.clock.now_ps)
+            found = Component(self)
         elif not free:
             return found
         for resource in resources:
             owner[resource] = found
-        found.resources.update(resources)
         return found
 
-    def _merge(self, small: Component, large: Component) -> None:
-        now_ps, remaining = self.clock.now_ps, self._remaining
-        for component in (small, large):
-            component.advance(now_ps, remaining)
-            component.to_activities(remaining)
-        for activity in small.activities.values():
-            large.add(activity)
-        large.resources |= small.resources
-        small.version += 1
-        small.activities = {}
-        for resource in small.resources:
-            self._owner[resource] = large
+    def _merge(self, other: Component, into: Component) -> None:
+        for part, _ in other.parts:
+            self._owner.update(dict.fromkeys(part.resources, into))
+        for number, _ in other.started:
+            self._owner.update(dict.fromkeys(self._paths[number].resources, into))
+        into.parts += other.parts
+        into.started += other.started
+        into.due_ps = other.due_ps = -1
+        other.dirty = False
 
-    def _touch(self, component: Component) -> None:
-        """Settle this component once all that happens at this instant has happened."""
-        if not self._dirty:
-            self.clock.at_end_of_instant(self._settle)
-        if not component.dirty:
-            component.dirty = True
-            self._dirty.append(component)
-
-    def _settle(self) -> None:
-        dirty, self._dirty = self._dirty, []
-        for component in dirty:
-            component.dirty = False
-            if component.activities:
-                self._share(component)
-
-    def _share(self, component: Component) -> None:
-        """New rates from now on, and a timer for the instant the first activity ends."""
-        component.advance(self.clock.now_ps, self._remaining)
-        num = len(component.activities)
-        if num == 1:
-            first_s = self._share_one(component)
-        elif num < VECTOR_SIZE:
-            first_s = self._share_few(component)
+    def _go_on(self, component: Component) -> None:
+        """From its state to the next, with a timer for the instant the first activity ends."""
+        now_ps, parts, started = self.clock.now_ps, component.parts, component.started
+        if len(started) > 1:
+            started.sort()
+        if len(parts) == 1:
+            key: tuple[Any, ...] = (parts[0][0], now_ps - parts[0][1], *started)
         else:
-            first_s = self._share_many(component)
+            key = (*[(part, now_ps - since_ps) for part, since_ps in parts], *started)
+        found = self._after.get(key)
+        if found is None:
+            found = self._after[key] = self._following(component)
+        if started:
+            component.started = []
+        if isinstance(found, Flowing):
+            self._flow(component, found)
+        else:
+            self._take_apart(component, found)
+
+    def _following(self, component: Component) -> Flowing | tuple[Flowing, ...]:
+        parts = [(part, self.clock.now_ps - since_ps) for part, since_ps in component.parts]
+        found = following(parts, [(self._paths[number], work) for number, work in component.started], self._solve)
+        self._remembered += sum(len(part.paths) for part in ((found,) if isinstance(found, Flowing) else found))
+        if self._remembered > REMEMBERED:
+            self._after, self._rates, self._remembered = {}, {}, 0
+        return found
+
+    def _flow(self, component: Component, flowing: Flowing) -> None:
+        now_ps = self.clock.now_ps
+        component.parts = [(flowing, now_ps)]
+        component.due_ps = now_ps + flowing.first_ps
+        self.clock.after(flowing.first_ps, component.fire)
         if self.loads is not None:
-            self._record(component)
-        component.version += 1
-        delay_ps = round(first_s * PICOSECONDS_PER_S)
-        self.clock.after(delay_ps if delay_ps > 0 else 0, partial(self._finish, component, component.version))
+            self.loads.extend([(now_ps, resource, load) for resource, load in flowing.loads()])
 
-    def _share_one(self, component: Component) -> float:
-        """Seconds to its end."""
-        component.to_activities(self._remaining)
-        (activity,) = component.activities.values()
-        path = activity.path
-        if not path.alone:
-            path.alone = rate_alone(path, self.capacities)
-        activity.rate = path.alone
-        return activity.remaining / path.alone
+    def _take_apart(self, component: Component, parts: tuple[Flowing, ...]) -> None:
+        """Forget a component whose activities have ended; of what goes on, each part is one of its own."""
+        held = set().union(*[part.resources for part, _ in component.parts])
+        owner = self._owner
+        for resource in held:
+            del owner[resource]
+        component.due_ps = -1
+        if self.loads is not None:
+            idle = held.difference(*[part.resources for part in parts])
+            self.loads.extend([(self.clock.now_ps, resource, 0.0) for resource in sorted(idle)])
+        for part in parts:
+            one = Component(self)
+            for resource in part.resources:
+                owner[resource] = one
+            self._flow(one, part)
 
-    def _share_few(self, component: Component) -> float:
-        """Rates in plain Python; seconds to the first end."""
-        component.to_activities(self._remaining)
-        rates = self._known.get(component.mark)
+    def _solve(self, paths: tuple[Path, ...]) -> Work:
+        """Rates of paths in use, ordered by number."""
+        rates = self._rates.get(paths)
         if rates is None:
-            numbers, found = self._rates(component)
-            rates = self._remember(component, Rates(dict(zip(numbers, found, strict=True))))
-        of, first_s = rates.of, math.inf
-        for number, activity in component.activities.items():
-            rate = activity.rate = of[number]
-            ends_s = activity.remaining / rate
-            if ends_s < first_s:
-                first_s = ends_s
-        return first_s
-
-    def _share_many(self, component: Component) -> float:
-        """Rates in numpy; seconds to the first end."""
-        component.to_columns(self._remaining)
-        rates = self._known.get(component.mark)
-        if rates is None:
-            numbers, found = self._rates(component)
-            rates = self._remember(component, Rates({}, np.array(numbers), np.array(found)))
-        component.rates = rates
-        return float((self._remaining[rates.rows] / rates.column).min())
-
-    def _rates(self, component: Component) -> tuple[list[int], Sequence[float]]:
-        """The numbers of the paths in use, and their rates; whatever the order in which they came."""
-        numbers = sorted(component.activities)
-        paths = [self._paths[number] for number in numbers]
-        if len(paths) < TABLE_SIZE:
-            return numbers, fair_rates(paths, self.capacities)
-        level = even_level(paths, self.capacities) if all(path.plain for path in paths) else 0.0
-        return numbers, [level] * len(paths) if level else many_fair_rates(paths, self._array).tolist()
-
-    def _remember(self, component: Component, rates: Rates) -> Rates:
-        self._num_known += len(component.activities)
-        if self._num_known > REMEMBERED:
-            self._known, self._num_known = {}, len(component.activities)
-        self._known[component.mark] = rates
+            rates = self._rates[paths] = self._found(paths)
         return rates
 
-    def _finish(self, component: Component, version: int) -> None:
-        """End what has no work left at this picosecond (within one: activities that are alike end together)."""
-        if component.version != version:
-            return
-        component.advance(self.clock.now_ps, self._remaining)
-        over = component.over(self._remaining)
-        assert over, "the timer of a component ended no activity"
-        for activity in over:
-            component.drop(activity.path)
-            activity.path.activity = None
-        component.version += 1
-        self._release(component)
-        for activity in over:
-            activity.done()
-
-    def _release(self, component: Component) -> None:
-        """Forget an empty component; take one apart that has lost half its activities; else share anew."""
-        if component.activities and 2 * len(component.activities) > component.largest:
-            self._touch(component)
-            return
-        component.to_activities(self._remaining)
-        activities = list(component.activities.values())
-        for resource in component.resources:
-            del self._owner[resource]
-        if self.loads is not None:
-            idle = component.resources.difference(*[activity.path.resources for activity in activities])
-            self.loads.extend((self.clock.now_ps, resource, 0.0) for resource in sorted(idle))
-        component.activities, component.resources = {}, set()
-        for activity in activities:
-            part = self._join(activity.path.resources)
-            part.add(activity)
-            self._touch(part)
-
-    def _record(self, component: Component) -> None:
-        """Note every limiting resource's load from now on."""
-        assert self.loads is not None
-        load = dict.fromkeys(sorted(component.resources), 0.0)
-        for activity, rate in component.rates_now():
-            for resource, weight in zip(activity.path.resources, activity.path.weights, strict=True):
-                load[resource] += weight * rate
-        self.loads.extend((self.clock.now_ps, resource, value) for resource, value in load.items())
+    def _found(self, paths: tuple[Path, ...]) -> Work:
+        if len(paths) < TABLE_SIZE:
+            rates = fair_rates(paths, self.capacities)
+            return np.array(rates) if len(paths) >= VECTOR_SIZE else rates
+        level = even_level(list(map(RESOURCES, paths)), self.capacities) if all(map(PLAIN, paths)) else 0.0
+        return np.full(len(paths), level) if level else many_fair_rates(paths, self._array)

@@ -17,7 +17,6 @@ from simpy.events import EventPriority
 from simulator.units import PICOSECONDS_PER_S
 
 Action = Callable[[], Any]
-AFTER_ALL = EventPriority(3)  # once everything else at this instant has happened
 NORMAL = int(EventPriority(1))
 
 
@@ -44,6 +43,7 @@ class Clock(simpy.Environment):
         super().__init__()
         self.now_ps = 0  # SimPy's ``now``, as an attribute
         self._calls: list[Any] = self._queue  # SimPy's own queue: what is due comes out in one order
+        self._last: list[Action] = []
 
     def after(self, delay_ps: int, action: Action) -> None:
         """Call ``action`` in ``delay_ps``."""
@@ -51,12 +51,19 @@ class Clock(simpy.Environment):
 
     def at_end_of_instant(self, action: Action) -> None:
         """Call ``action`` when nothing else is left to happen now."""
-        heappush(self._calls, (self.now_ps, AFTER_ALL, next(self._eid), action))
+        self._last.append(action)
 
     def run(self, until: Any = None) -> None:
         """Until nothing is left, or nothing before ``until`` (picoseconds); raises what a process raised."""
         queue = self._calls
-        while queue and (until is None or queue[0][0] < until):
+        while True:
+            if self._last and not (queue and queue[0][0] == self.now_ps):
+                last, self._last = self._last, []
+                for action in last:
+                    action()
+                continue
+            if not queue or (until is not None and queue[0][0] >= until):
+                return
             self.now_ps, _, _, item = heappop(queue)
             self._now = self.now_ps
             if not isinstance(item, simpy.Event):

@@ -1,8 +1,8 @@
 """Engine: a program on a SimPy clock of integer picoseconds.
 
-A task starts when its stream's previous one and those it waits for have ended (``streams.py``: CUDA's rule). Compute
-on a GPU of its own is a timeout; on a CPU node it shares the cores. A Send meets its Recv by (sender, receiver, tag), a
-Collective its peers by (ranks, tag); when all are there the transfer starts, on links shared with every other
+A task starts when all it waits for has ended (``streams.py``: CUDA's rule). Compute on a GPU of its own is a timeout;
+on a CPU node it shares the cores. A transfer is one task: a Send meets its Recv by (sender, receiver, tag), a
+Collective its peers by (ranks, tag), and once all are ready it starts, on links shared with every other
 (``network.py``).
 Overlap is what these rules allow, nothing else. Whatever has not ended when the clock stops is a deadlock: an
 ExecutionError names ranks, operations and what each waits for.
@@ -16,6 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -33,14 +34,13 @@ from simulator.program import Collective, Program, Recv, Send
 from simulator.simulation.clock import Clock, collector_paused, picoseconds
 from simulator.simulation.deadlock import Stuck, deadlock_message
 from simulator.simulation.lateness import Late, latest_starts
-from simulator.simulation.streams import COLLECTIVE, COMPUTE, tasks_of
+from simulator.simulation.streams import stream_key, tasks_of, waits_across
 from simulator.simulation.timeline import Timeline
 from simulator.simulation.world import Seconds, World, world_of
 from simulator.units import PICOSECONDS_PER_S
 
 __all__ = ["World", "run", "run_until", "simulate", "world_of"]
 
-Transfer = Send | Recv | Collective
 Picoseconds = npt.NDArray[np.int64]
 
 
@@ -97,8 +97,9 @@ def _copies(program: Program, topology: Topology) -> Copies | None:
 
 
 class _Run:
-    """The state of one run. Per task (``streams.py``): when it began and ended, how many it waits for, who waits for
-    it. ``before[i]``: picoseconds of compute issued before operation i on a device of its own."""
+    """The state of one run. By task (``streams.py``): when it began and ended, how many it waits for, who waits for it.
+    ``before[i]``: picoseconds of compute issued before operation i on a device of its own. ``due``: tasks by the
+    instant of their end."""
 
     def __init__(self, program: Program, topology: Topology, durations_s: Sequence[Seconds], world: World) -> None:
         self.program, self.topology, self.world = program, topology, world
@@ -111,34 +112,30 @@ class _Run:
             copies=_copies(program, topology),
             record_load=world.record_load,
         )
-        shared = [
-            place.node in self.network.cores or rank in self.network.devices
-            for rank, place in enumerate(topology.places)
+        self.alone = [
+            place.node not in self.network.cores and rank not in self.network.devices
+            for rank, place in enumerate(topology.places[: len(program.ranks)])
         ]
-        self.tasks = tasks_of(program.ranks, [not one for one in shared])
+        self.tasks = tasks_of(program.ranks, self.alone, program.fold)
         rows = [
             np.asarray(durations, dtype=np.float64) * topology.places[rank].spec.slowdown
             for rank, durations in enumerate(durations_s)
         ]
         self.seconds = np.concatenate(rows) if rows else np.empty(0)
         self.began, self.ended = [-1] * len(self.tasks), [-1] * len(self.tasks)
-        self.left, self.followers, self.operations = self.tasks.left, self.tasks.followers, self.tasks.operations
-        self.task_of = np.array(self.tasks.task_of, dtype=np.int64)
-        self.timed = self._timed(shared)
+        self.left, self.followers = self.tasks.left, self.tasks.followers
+        self.timed = self._timed()
         self.before = self._compute_before()
         self.length = self._lengths()
-        self.arrived: dict[tuple[int, int, int], int] = {}
-        self.meetings: dict[tuple[int, int], list[int]] = {}
-        self.groups: dict[tuple[int, ...], tuple[int, int]] = {}
+        self.due: dict[int, list[int]] = {}
         self.flows: dict[Call, CollectiveFlow] = {}
         self.latest: list[int] | None = None
 
     def play(self, deadline_s: float) -> Timeline | None:
         if not math.isinf(deadline_s):
-            self.latest = self._latest(picoseconds(deadline_s))
-        for task, left in enumerate(self.left):
-            if not left:
-                self.clock.after(0, partial(self._start, task))
+            alone_ps = [self._alone_ps(task) for task in range(len(self.tasks))]
+            self.latest = latest_starts(self.left, self.followers, alone_ps, picoseconds(deadline_s))
+        self.clock.after(0, partial(self._start_all, [task for task, left in enumerate(self.left) if not left]))
         try:
             self.clock.run(None if math.isinf(deadline_s) else picoseconds(deadline_s) + 1)
         except Late:
@@ -149,15 +146,15 @@ class _Run:
             raise ExecutionError(deadlock_message(self.program, self._stuck()))
         return self._timeline()
 
-    def _timed(self, shared: Sequence[bool]) -> npt.NDArray[np.bool_]:
+    def _timed(self) -> npt.NDArray[np.bool_]:
         """By task: it computes on a device of its own, for a time known before."""
-        alone = ~np.array(shared, dtype=np.bool_)[np.array(self.tasks.rank, dtype=np.int64)]
-        found: npt.NDArray[np.bool_] = alone & (np.array(self.tasks.stream, dtype=np.int64) == COMPUTE)
+        alone = np.array(self.alone, dtype=np.bool_)[np.array(self.tasks.rank, dtype=np.int64)]
+        found: npt.NDArray[np.bool_] = alone & (np.arange(len(self.tasks)) < self.tasks.num_compute)
         return found
 
     def _compute_before(self) -> Picoseconds:
         """One entry more than operations."""
-        length = np.rint(self.seconds * PICOSECONDS_PER_S).astype(np.int64) * self.timed[self.task_of]
+        length = np.rint(self.seconds * PICOSECONDS_PER_S).astype(np.int64) * self.timed[self.tasks.task_of]
         return np.concatenate((np.zeros(1, dtype=np.int64), np.cumsum(length)))
 
     def _lengths(self) -> list[int]:
@@ -166,42 +163,58 @@ class _Run:
         lengths: list[int] = np.where(self.timed, self.before[last + 1] - self.before[first], -1).tolist()
         return lengths
 
-    def _latest(self, deadline_ps: int) -> list[int]:
-        """When every task must begin; lengths on shared cores are not known before."""
-        alone_ps = [max(length, 0) for length in self.length]
-        for task, stream in enumerate(self.tasks.stream):
-            if stream == COLLECTIVE:
-                operation = self.tasks.operation(task)
-                assert isinstance(operation, Collective)
-                alone_ps[task] = self._flow(operation).least_ps
-        return latest_starts(self.followers, alone_ps, deadline_ps)
+    def _alone_ps(self, task: int) -> int:
+        """How long a task takes at least; on shared cores that is not known before."""
+        if task < self.tasks.num_compute:
+            return max(self.length[task], 0)
+        operation = self.tasks.operation(task)
+        if isinstance(operation, Collective):
+            return self._flow(operation).least_ps
+        assert isinstance(operation, Send | Recv)
+        return self.network.least_ps(*self._ends(task, operation), operation.num_bytes)
+
+    def _start_all(self, tasks: list[int]) -> None:
+        for task in tasks:
+            self._start(task)
 
     def _start(self, task: int) -> None:
         """All that a task waits for has ended."""
-        if self.latest is not None and self.clock.now_ps > self.latest[task]:
+        now_ps = self.began[task] = self.clock.now_ps
+        if self.latest is not None and now_ps > self.latest[task]:
             raise Late
         length = self.length[task]
-        if length >= 0:
-            self.began[task] = self.clock.now_ps
-            self.clock.after(length, partial(self._end, task))
+        if length < 0:
+            self._begin(task)
             return
-        operation = self.operations[self.tasks.first[task]]
-        if isinstance(operation, Send):
-            self._message(task, operation, (self.tasks.rank[task], operation.to, operation.tag))
-        elif isinstance(operation, Recv):
-            self._message(task, operation, (operation.source, self.tasks.rank[task], operation.tag))
-        elif isinstance(operation, Collective):
-            number, size = self.groups.get(operation.ranks) or self._group(operation.ranks)
-            self._collective(task, operation, (number, operation.tag), size)
+        due = self.due.get(now_ps + length)
+        if due is None:
+            self.due[now_ps + length] = [task]
+            self.clock.after(length, self._end_due)
         else:
-            self._compute_on_cores(task)
+            due.append(task)
 
-    def _compute_on_cores(self, task: int) -> None:
-        """An operation on shared cores, or on a device that transfers slow down, is an activity there."""
-        rank, number, moved = self.tasks.rank[task], self.tasks.first[task], self.world.moved_bytes
-        self.began[task] = self.clock.now_ps
-        num_bytes = 0.0 if moved is None else float(moved[rank][number - self.tasks.offsets[rank]])
-        self.network.kernel(rank, float(self.seconds[number]), num_bytes, partial(self._end, task))
+    def _begin(self, task: int) -> None:
+        """A transfer; or a kernel on shared cores, or on a device that transfers slow down: an activity there."""
+        operation, done = self.tasks.operation(task), partial(self._end, task)
+        if isinstance(operation, Send):
+            self.network.message(self.tasks.rank[task], operation.to, operation.num_bytes, done)
+        elif isinstance(operation, Recv):
+            self.network.message(operation.source, self.tasks.rank[task], operation.num_bytes, done)
+        elif isinstance(operation, Collective):
+            self.network.collective(self._flow(operation), done)
+        else:
+            rank, number, moved = self.tasks.rank[task], self.tasks.first[task], self.world.moved_bytes
+            num_bytes = 0.0 if moved is None else float(moved[rank][number - self.tasks.offsets[rank]])
+            self.network.kernel(rank, float(self.seconds[number]), num_bytes, done)
+
+    def _ends(self, task: int, operation: Send | Recv) -> tuple[int, int]:
+        """The ranks a message goes from and to."""
+        rank = self.tasks.rank[task]
+        return (rank, operation.to) if isinstance(operation, Send) else (operation.source, rank)
+
+    def _end_due(self) -> None:
+        for task in self.due.pop(self.clock.now_ps):
+            self._end(task)
 
     def _end(self, task: int) -> None:
         self.ended[task] = self.clock.now_ps
@@ -210,56 +223,6 @@ class _Run:
             waits = left[follower] = left[follower] - 1
             if not waits:
                 self._start(follower)
-
-    def _end_all(self, tasks: list[int]) -> None:
-        for task in tasks:
-            self._end(task)
-
-    def _group(self, ranks: tuple[int, ...]) -> tuple[int, int]:
-        """A number for a collective's ranks, and how many of them are played: of a folded program, block 0's."""
-        fold = self.program.fold
-        size = len(ranks) if fold is None else sum(rank in fold.kept for rank in ranks)
-        self.groups[ranks] = found = len(self.groups), size
-        return found
-
-    def _message(self, task: int, operation: Send | Recv, key: tuple[int, int, int]) -> None:
-        """Arrive at one end of a message; the later of the two starts it."""
-        other = self.arrived.pop(key, -1)
-        if other < 0:
-            self.arrived[key] = task
-            return
-        self.began[task] = self.began[other] = self.clock.now_ps
-        self._check(operation, task, other)
-        self.network.message(key[0], key[1], operation.num_bytes, partial(self._end_both, other, task))
-
-    def _end_both(self, one: int, other: int) -> None:
-        self._end(one)
-        self._end(other)
-
-    def _collective(self, task: int, operation: Collective, key: tuple[int, int], size: int) -> None:
-        """Arrive at a collective of ``size`` ends; the last to arrive starts it, and it ends for all at once."""
-        ends = self.meetings.setdefault(key, [])
-        ends.append(task)
-        if len(ends) < size:
-            return
-        del self.meetings[key]
-        for end in ends:
-            self.began[end] = self.clock.now_ps
-            self._check(operation, task, end)
-        self.network.collective(self._flow(operation), partial(self._end_all, ends))
-
-    def _check(self, operation: Transfer, task: int, end: int) -> None:
-        """The ends of a transfer must agree on its kind and size."""
-        other = self.operations[self.tasks.first[end]]
-        assert isinstance(other, Send | Recv | Collective)
-        same_kind = not isinstance(operation, Collective) or (
-            isinstance(other, Collective) and other.kind == operation.kind
-        )
-        if other.num_bytes != operation.num_bytes or not same_kind:
-            raise ExecutionError(
-                f"tag {operation.tag}: rank {self.tasks.rank[end]} has {other!r:.120} "
-                f"but rank {self.tasks.rank[task]} has {operation!r:.120}; their kinds and sizes must agree"
-            )
 
     def _flow(self, operation: Collective) -> CollectiveFlow:
         call = Call(operation.kind, operation.algorithm, operation.ranks, operation.num_bytes)
@@ -271,26 +234,26 @@ class _Run:
         return flow
 
     def _stuck(self) -> list[Stuck]:
-        """The first unfinished task of every stream that has one, and the task it waits for on its own rank."""
+        """The first unfinished operation of every stream that has one, and the one it waits for on its own rank."""
         found: dict[tuple[int, int], Stuck] = {}
-        tasks = self.tasks
-        for task, ended in enumerate(self.ended):
-            rank, stream = tasks.rank[task], tasks.stream[task]
-            if ended < 0 and (rank, stream) not in found:
-                offset = tasks.offsets[rank]
-                blocker = next((wait for wait in tasks.waits[task] if self.ended[wait] < 0), None)
-                behind = None if blocker is None else tasks.last[blocker] - offset
-                found[rank, stream] = Stuck(rank, tasks.first[task] - offset, behind)
+        for rank, operations in enumerate(self.program.ranks):
+            tasks = self.tasks.task_of[self.tasks.offsets[rank] :].tolist()
+            waits = waits_across(operations)
+            for index, operation in enumerate(operations):
+                key = rank, stream_key(operation)
+                if self.ended[tasks[index]] < 0 and key not in found:
+                    blocker = next((wait for wait in waits[index] if self.ended[tasks[wait]] < 0), None)
+                    found[key] = Stuck(rank, index, blocker)
         return list(found.values())
 
     def _timeline(self) -> Timeline:
         start, end = self._spans()
-        edges = self.tasks.offsets[1:-1]
+        ranks = list(pairwise(self.tasks.offsets))
         sharing = self.network.sharing
         return Timeline(
             program=self.program,
-            start_ps=tuple(np.split(start, edges)) if self.program.ranks else (),
-            end_ps=tuple(np.split(end, edges)) if self.program.ranks else (),
+            start_ps=tuple([start[first:stop] for first, stop in ranks]),
+            end_ps=tuple([end[first:stop] for first, stop in ranks]),
             resources=tuple(self.network.resources),
             resource_units=tuple(sharing.used),
             loads=tuple(sharing.loads or ()),
@@ -299,7 +262,7 @@ class _Run:
 
     def _spans(self) -> tuple[Picoseconds, Picoseconds]:
         """Start and end of every operation; inside a task of several, each begins when the one before it ends."""
-        task_of, before, first = self.task_of, self.before, np.array(self.tasks.first, dtype=np.int64)
+        task_of, before, first = self.tasks.task_of, self.before, np.array(self.tasks.first, dtype=np.int64)
         began, ended = np.array(self.began, dtype=np.int64), np.array(self.ended, dtype=np.int64)
         timed = self.timed[task_of]
         start = (began - before[first])[task_of] + before[:-1]

@@ -1,8 +1,10 @@
-"""Streams: a program's operations as tasks on its ranks' in-order streams, each with the tasks it waits for.
+"""Streams: a program's operations as tasks on its ranks' in-order streams, and which tasks wait for which.
 
 CUDA's rule: an operation starts when its stream's previous one has ended and every value it reads has been written
-on its rank, by the last writer in issue order (caches too). Successive compute operations between which nothing
-enters or leaves their stream are one task: their starts follow from each other, so the engine needs one event for all.
+on its rank, by the last writer in issue order (caches too). Two things make one task of several operations. Successive
+compute operations between which nothing enters or leaves their stream: their starts follow from each other. And the
+ends of a transfer, a Send and its Recv or a collective's parts: it waits for whatever one of its ends waits for, and
+ends for all at once.
 """
 
 from __future__ import annotations
@@ -11,36 +13,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
 
+import numpy as np
+import numpy.typing as npt
+
+from simulator.fold import Fold
 from simulator.program import Collective, Operation, Recv, Send
+from simulator.simulation.meetings import check, meetings_of
 
 COMPUTE, COLLECTIVE = 0, 1
-NOTHING: tuple[int, ...] = ()
-Needs = dict[int, list[int]]
+Numbers = npt.NDArray[np.int64]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Tasks:
-    """Operations and tasks are numbered over the whole program, rank by rank, in issue order; ``offsets[r]``: rank r's
-    first operation. Task t: operations ``first[t]`` to ``last[t]`` of ``rank[t]``; the tasks of other streams in
-    ``waits[t]`` must have ended before; ``left[t]`` counts those and its stream's previous one; ``followers[t]`` wait
-    for it. (Lists of numbers, not of objects: a program has millions.)"""
+    """Operations are numbered over the whole program, rank by rank, in issue order; ``offsets[r]``: rank r's first.
+    Task t < ``num_compute``: the compute operations from ``first[t]`` to ``last[t]``. Other tasks: a transfer, of
+    whose ends ``first[t]`` is one. ``rank[t]``: of its first operation.
+    ``left[t]``: how many tasks it waits for; ``followers[t]`` wait for it. (Numbers, not objects: a program has
+    millions.)"""
 
     operations: list[Operation]
     offsets: list[int]
-    first: list[int] = field(default_factory=list)
-    last: list[int] = field(default_factory=list)
-    rank: list[int] = field(default_factory=list)
-    stream: list[int] = field(default_factory=list)
-    waits: list[tuple[int, ...]] = field(default_factory=list)
-    left: list[int] = field(default_factory=list)
-    followers: list[list[int]] = field(default_factory=list)
-    task_of: list[int] = field(default_factory=list)
+    num_compute: int
+    task_of: Numbers
+    first: list[int]
+    last: list[int]
+    rank: list[int]
+    left: list[int]
+    followers: list[list[int]]
 
     def __len__(self) -> int:
-        return len(self.first)
+        return len(self.left)
 
     def operation(self, task: int) -> Operation:
-        """Its first; the only one, unless it computes."""
+        """Its first, or one of its ends."""
         return self.operations[self.first[task]]
 
 
@@ -53,71 +59,145 @@ def stream_key(operation: Operation) -> int:
     return COLLECTIVE if isinstance(operation, Collective) else COMPUTE
 
 
-def tasks_of(ranks: Sequence[Sequence[Operation]], coalesce: Sequence[bool] | None = None) -> Tasks:
-    """The tasks of a program's ranks. coalesce[r] False: every operation of rank r is a task of its own."""
+@dataclass(slots=True)
+class _Draft:
+    """``streams[i]`` of operation i; what ``readers[j]`` reads ``sources[j]`` wrote on another stream of its rank. Of
+    every transfer's end: the number of its key, which it has in common with the others, and its size."""
+
+    streams: list[int] = field(default_factory=list)
+    sources: list[int] = field(default_factory=list)
+    readers: list[int] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
+    num_bytes: list[int] = field(default_factory=list)
+    numbers: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    groups: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    def group(self, ranks: tuple[int, ...]) -> int:
+        """A number for a collective's ranks: below 0, as no rank is."""
+        return self.groups.setdefault(ranks, -1 - len(self.groups))
+
+    def sizes(self, kept: frozenset[int] | None) -> Numbers:
+        """How many ends the transfers of each key have; of a folded program, in block 0."""
+        size = {
+            group: len(ranks) if kept is None else sum(rank in kept for rank in ranks)
+            for ranks, group in self.groups.items()
+        }
+        return np.array([2 if key[0] >= 0 else size[key[0]] for key in self.numbers], dtype=np.int64)
+
+
+def tasks_of(
+    ranks: Sequence[Sequence[Operation]], coalesce: Sequence[bool] | None = None, fold: Fold | None = None
+) -> Tasks:
+    """The tasks of a program's ranks. coalesce[r] False: every compute operation of rank r is a task of its own. Of a
+    folded program, only block 0's ends are waited for. ExecutionError where ends of a transfer disagree."""
     offsets = [0, *accumulate(len(operations) for operations in ranks)]
-    tasks = Tasks(list(chain.from_iterable(ranks)), offsets)
-    for rank, operations in enumerate(ranks):
-        _add_rank(tasks, rank, operations, coalesce is None or coalesce[rank])
-    return tasks
+    operations = list(chain.from_iterable(ranks))
+    draft = _Draft()
+    for rank, own in enumerate(ranks):
+        if own:
+            _read(draft, rank, own)
+    streams, rank_of = np.array(draft.streams, dtype=np.int64), np.repeat(np.arange(len(ranks)), np.diff(offsets))
+    across = np.array([draft.sources, draft.readers], dtype=np.int64)
+    alone = np.zeros(len(ranks), dtype=np.bool_) if coalesce is None else ~np.array(coalesce, dtype=np.bool_)
+    computes, transfers = np.flatnonzero(streams == COMPUTE), np.flatnonzero(streams != COMPUTE)
+    meetings = meetings_of(np.array(draft.keys, dtype=np.int64), 2 * rank_of[transfers] + streams[transfers] % 2)
+    check(
+        [operations[number] for number in transfers.tolist()],
+        meetings,
+        draft.num_bytes,
+        streams[transfers] == COLLECTIVE,
+    )
+    begins = _begins(computes, across, rank_of, alone)
+    num_compute = int(begins.sum())
+    task_of = np.empty(len(streams), dtype=np.int64)
+    task_of[computes] = np.cumsum(begins) - 1
+    task_of[transfers] = meetings.transfer + num_compute
+    first = np.concatenate((computes[begins], transfers[meetings.first]))
+    last = np.concatenate((computes[np.append(begins[1:], True)] if num_compute else computes, first[num_compute:]))
+    left, followers = _waits(_edges(streams, rank_of, across), task_of, num_compute, len(first))
+    sizes = draft.sizes(None if fold is None else fold.kept)
+    left[num_compute:] += sizes[np.array(draft.keys, dtype=np.int64)[meetings.first]] - meetings.count
+    rank = rank_of[first].tolist()
+    return Tasks(
+        operations, offsets, num_compute, task_of, first.tolist(), last.tolist(), rank,
+        left.tolist(), followers,
+    )  # fmt: skip
 
 
-def _add_rank(tasks: Tasks, rank: int, operations: Sequence[Operation], coalesce: bool) -> None:
-    keys = list(map(stream_key, operations))
-    needs, watched = _dependencies(operations, keys)
-    offset, task_of, first, last = tasks.offsets[rank], tasks.task_of, tasks.first, tasks.last
-    all_waits, all_left, followers, stream = tasks.waits, tasks.left, tasks.followers, tasks.stream
-    latest: dict[int, int] = {}
-    growing, task = -1, len(first)  # growing: the compute task that may still take more
-    for number, key in enumerate(keys, offset):
-        need = needs.get(number - offset)
-        if key == COMPUTE:
-            if growing >= 0 and need is None and not watched[last[growing] - offset]:
-                last[growing] = number
-                task_of.append(growing)
-                continue
-            if coalesce:
-                growing = task
-        waits, left = NOTHING, 0
-        if need is not None:
-            waits = tuple([task_of[offset + index] for index in need])
-            left = len(waits)
-            for wait in waits:
-                followers[wait].append(task)
-        previous = latest.get(key)
-        if previous is not None:
-            followers[previous].append(task)
-            left += 1
-        latest[key] = task
-        task_of.append(task)
-        first.append(number)
-        last.append(number)
-        stream.append(key)
-        all_waits.append(waits)
-        all_left.append(left)
-        followers.append([])
-        task += 1
-    tasks.rank.extend([rank] * (task - len(tasks.rank)))
-
-
-def _dependencies(operations: Sequence[Operation], keys: Sequence[int]) -> tuple[Needs, bytearray]:
-    """For operations that read from *other* streams, the operations they read; and whether another stream reads one."""
+def _read(draft: _Draft, rank: int, operations: Sequence[Operation]) -> None:
+    """Streams, ends of transfers and what is read across streams, of one rank. A stream that has waited for an
+    operation of another has waited for all before it there."""
+    streams, numbers, keys, num_bytes = draft.streams, draft.numbers, draft.keys, draft.num_bytes
     writer: dict[str, int] = {}
-    needs: Needs = {}
-    watched = bytearray(len(operations))
-    for index, operation in enumerate(operations):
+    waited: dict[tuple[int, int], int] = {}
+    for number, operation in enumerate(operations, len(streams)):
+        if type(operation) is Send:
+            stream, key = 2 + 2 * operation.to, (rank, operation.to, operation.tag)
+        elif type(operation) is Recv:
+            stream, key = 3 + 2 * operation.source, (operation.source, rank, operation.tag)
+        elif type(operation) is Collective:
+            stream, key = COLLECTIVE, (draft.group(operation.ranks), 0, operation.tag)
+        else:
+            stream = COMPUTE
+        if stream:
+            keys.append(numbers.setdefault(key, len(numbers)))
+            num_bytes.append(operation.num_bytes)  # type: ignore[union-attr]
         for name in operation.reads:
             source = writer.get(name, -1)
-            if source >= 0 and keys[source] != keys[index]:
-                watched[source] = True
-                found = needs.get(index)
-                if found is None:
-                    needs[index] = [source]
-                elif source not in found:
-                    found.append(source)
+            if source >= 0 and streams[source] != stream:
+                pair = (stream, streams[source])
+                if waited.get(pair, -1) < source:
+                    waited[pair] = source
+                    draft.sources.append(source)
+                    draft.readers.append(number)
         for name in operation.writes:
-            writer[name] = index
-    return needs, watched
+            writer[name] = number
+        streams.append(stream)
+
+
+def _begins(computes: Numbers, edges: Numbers, rank_of: Numbers, alone: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which compute operations begin a task: the first of a rank, what reads from other streams, and what follows on
+    something that others read."""
+    begins = np.ones(len(computes), dtype=np.bool_)
+    if len(computes) > 1:
+        read, reads = np.zeros((2, len(rank_of)), dtype=np.bool_)
+        read[edges[0]] = reads[edges[1]] = True
+        ranks = rank_of[computes]
+        begins[1:] = (ranks[1:] != ranks[:-1]) | alone[ranks[1:]] | read[computes[:-1]] | reads[computes[1:]]
+    return begins
+
+
+def _edges(streams: Numbers, rank_of: Numbers, edges: Numbers) -> Numbers:
+    """Pairs of operations, the second of which waits for the first: within streams, and what is read across."""
+    if not len(streams):
+        return edges
+    key = rank_of * (streams.max() + 1) + streams
+    order = np.argsort(key, kind="stable")
+    same = key[order[1:]] == key[order[:-1]]
+    return np.concatenate((np.stack((order[:-1][same], order[1:][same])), edges), axis=1)
+
+
+def _waits(edges: Numbers, task_of: Numbers, num_compute: int, num_tasks: int) -> tuple[Numbers, list[list[int]]]:
+    """Between tasks: how many each waits for, and who waits for each."""
+    before, after = task_of[edges]
+    between = (before != after) | (before >= num_compute)
+    before, after = before[between], after[between]
+    order = np.argsort(before, kind="stable")
+    targets = after[order].tolist()
+    ends = np.cumsum(np.bincount(before, minlength=num_tasks)).tolist()
+    followers = [targets[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return np.bincount(after, minlength=num_tasks), followers
+
+
+def waits_across(operations: Sequence[Operation]) -> list[tuple[int, ...]]:
+    """For every operation of a rank, those on other streams whose values it reads."""
+    writer: dict[str, int] = {}
+    found: list[tuple[int, ...]] = []
+    for index, operation in enumerate(operations):
+        key, sources = stream_key(operation), [writer[name] for name in operation.reads if name in writer]
+        found.append(tuple(dict.fromkeys(source for source in sources if stream_key(operations[source]) != key)))
+        writer |= dict.fromkeys(operation.writes, index)
+    return found
 
 
 def predecessors(operations: Sequence[Operation]) -> list[tuple[int, ...]]:
