@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from simulator.program import Recv, Send
@@ -17,9 +17,7 @@ from simulator.simulation.streams import tasks_of
 from tests.hand_made import cluster, compute, cpu_cluster, durations, send
 from tests.played import MS, play
 from tests.random_programs import SHAPES, random_program
-from tests.reliability.scale import of
-
-ENOUGH = settings(max_examples=of(100, 500))
+from tests.reliability.scale import ENOUGH
 
 
 @ENOUGH

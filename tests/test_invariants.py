@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator import program as p
@@ -21,11 +21,10 @@ from simulator.simulation.engine import run
 from simulator.simulation.timeline import Timeline
 from tests.any_scheme import NODE_GPUS, NODES, NUM_RANKS, Case, cases
 from tests.hand_made import cluster
-from tests.reliability.scale import of
+from tests.reliability.scale import ENOUGH
 
 PEAK_FLOP_PER_S, MEMORY_BYTES_PER_S = 1e12, 1e11
 LATENCY_S = 1e-6
-ENOUGH = settings(max_examples=of(100, 500))
 
 
 def machine(factor: float = 1.0, *, latency_s: float = LATENCY_S) -> Cluster:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from simulator import program as p
@@ -15,7 +15,7 @@ from simulator.model import Experts, Model
 from simulator.placement import Placement
 from simulator.workload import Sequences, Step
 from tests.any_scheme import NODES, NUM_RANKS
-from tests.reliability.scale import of
+from tests.reliability.scale import ENOUGH
 from tests.schemes import context_parallel, separated, static, tiny_model
 
 EVEN = 960  # tokens that 2, 3, 4, 5 and 8 ranks and 8 experts divide: a rank's expected rows are then whole
@@ -49,7 +49,7 @@ def routed(draw: st.DrawFn) -> tuple[Model, Step, Placement]:
     return model, Step("prefill", batch), placement
 
 
-@settings(max_examples=of(100, 500))
+@ENOUGH
 @given(routed())
 def test_every_token_passes_its_experts_once(case: tuple[Model, Step, Placement]) -> None:
     """Rows × columns of the experts' weights, and FLOPs, summed over ranks; routed twice by no one."""

@@ -9,6 +9,8 @@ import json
 import os
 from pathlib import Path
 
+from hypothesis import settings
+
 FULL = os.environ.get("ATTNPLAN_RELIABILITY") == "full"
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).parent / "data"
@@ -17,6 +19,10 @@ DATA = Path(__file__).parent / "data"
 def of(few: int, full: int) -> int:
     """A count: ``few`` in ``make test``, ``full`` for the report."""
     return full if FULL else few
+
+
+ENOUGH = settings(max_examples=of(100, 500))
+"""Of an invariant of programs, steps or served requests."""
 
 
 def record(row: str, **figures: float | int | str) -> None:
