@@ -11,7 +11,7 @@ import streamlit as st
 
 from app.inputs import choose, quoted, write
 from app.nearby import nearby, stamp
-from planner.cli import parser
+from planner.cli import OBJECTIVES, parser
 from planner.commands.make import command_of, scenario_of
 from planner.problem import Problem, load_problem
 from simulator import presets, profile
@@ -19,13 +19,6 @@ from simulator.errors import AttnplanError, SpecError
 from simulator.scenario import Scenario
 
 AS_SCENARIO = "as in the scenario"
-OBJECTIVES = {
-    "ttft": "shortest time to first token",
-    "tpot": "shortest time an output token",
-    "tps": "most tokens/s",
-    "tps_per_gpu": "most tokens/s a GPU",
-    "cost": "fewest GPU-seconds a token",
-}
 OPTIONS = ("model", "cluster", "workload", "profile", "objective", "max_gpus", "base_gpus", "ttft_slo", "tpot_slo")
 PARTS = ("model", "cluster", "workload", "profile")
 STEP_PARTS = ("model", "cluster", "profile")

@@ -14,7 +14,14 @@ from importlib import import_module
 from pathlib import Path
 
 EXACTNESS = ("exact", "drops-possible", "model-changing")
-OBJECTIVES = ("ttft", "tpot", "tps", "tps_per_gpu", "cost")
+OBJECTIVES = {
+    "ttft": "shortest time to first token",
+    "tpot": "shortest time an output token",
+    "tps": "most tokens/s",
+    "tps_per_gpu": "most tokens/s a GPU",
+    "cost": "fewest GPU-hours a million tokens",
+    "joule": "least energy a token, at the boards' limits",
+}
 MOST = 10**9
 Handler = Callable[[argparse.Namespace], int]
 
@@ -108,7 +115,8 @@ def scenario_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("scenario", nargs="?", help="preset (fa-pool, ma-separation, two-level, local) or path")
     for name in ("model", "cluster", "workload", "profile"):
         command.add_argument(f"--{name}", metavar=name.upper(), help="preset or path")
-    command.add_argument("--objective", choices=OBJECTIVES)
+    meanings = "; ".join(f"{name}: {meaning}" for name, meaning in OBJECTIVES.items())
+    command.add_argument("--objective", choices=tuple(OBJECTIVES), help=meanings)
     command.add_argument("--max-gpus", type=positive, metavar="N", help="use at most N GPUs")
     command.add_argument("--base-gpus", type=positive, metavar="N", help="feed-forward group of FA Pool")
     command.add_argument("--ttft-slo", type=above_zero, metavar="SECONDS", help="limit on the time to first token")

@@ -23,6 +23,7 @@ from simulator.lowering import lower
 from simulator.memory import Footprint, rank_memory
 from simulator.memory_ceiling import most_bytes
 from simulator.placement import Placement
+from simulator.power import drawn_w
 from simulator.profile import Tag
 from simulator.program import Program
 from simulator.simulation.clock import collector_paused
@@ -200,6 +201,7 @@ def step_interval(problem: Problem, found: Evaluated) -> Interval:
 def metrics_of(problem: Problem, question: Question, found: Evaluated) -> Metrics:
     """Every metric of one step; tokens are the step's new tokens."""
     step, tokens = step_interval(problem, found), question.step.num_tokens
+    watts = drawn_w(problem.cluster, found.placement.ranks)
     return Metrics(
         step_s=step,
         ttft_s=step if question.phase == "prefill" else None,
@@ -207,6 +209,7 @@ def metrics_of(problem: Problem, question: Question, found: Evaluated) -> Metric
         tokens_per_s=_inverse(step, tokens),
         tokens_per_s_per_gpu=_inverse(step, tokens / found.num_gpus),
         gpu_seconds_per_token=_scaled(step, found.num_gpus / tokens),
+        joules_per_token=None if watts is None else _scaled(step.model_copy(update={"tag": "assumed"}), watts / tokens),
     )
 
 

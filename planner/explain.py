@@ -25,6 +25,9 @@ terms
   causes      factors whose product is the speed-up: more GPUs, time not spent communicating, all else
   why         shares of the step on its critical path, per cent: attention, gemm (matrix products), experts, memory
               (element-wise kernels), network (sends), collective (all-reduce and the like), waiting (for a rank)
+  rate        tokens of the step over its seconds; a GPU: over its GPUs too; GPU-hours: GPUs held times the step;
+              J: every GPU held at its board's power limit (TDP) for the whole step, so no more than that
+  front       no placement simulated is faster on as few GPUs (Pareto front of GPUs and step)
   runner-up   the best on other GPUs or another grid; behind: its objective over ours, less one, per cent
   memory      weights, KV cache, activations and buffers of a rank; headroom: what its device has left; GB = 1e9 bytes
   proof       candidates: placements with a proved lower bound; simulated: those whose bound left them a chance;
@@ -63,10 +66,12 @@ def _entry(choice: Choice, flips: Sequence[Flip]) -> str:
         "[counted]",
         f"  step        {shown(choice.metrics.step_s)}",
         f"  why         {_why(choice)}",
+        f"  rate        {_rate(choice)}",
         *_speed_up(choice),
         f"  runner-up   {_runner_up(choice)}",
         f"  documents   {_rule(choice)}",
         *_heads(choice),
+        f"  front       {_front(choice)}",
         f"  memory      {_memory(choice)}",
         f"  exactness   {choice.exactness}",
         f"  proof       {_proof(choice)}",
@@ -86,6 +91,33 @@ def _why(choice: Choice) -> str:
     shares = sorted(choice.binding.shares.items(), key=lambda item: (-item[1], item[0]))
     parts = ", ".join(f"{name} {share:.0%}" for name, share in shares if share >= 0.005)
     return f"bound by {choice.binding.kind}; of the time on the critical path: {parts} [{choice.metrics.step_s.tag}]"
+
+
+def _rate(choice: Choice) -> str:
+    """What the step yields, and what it takes a token."""
+    metrics = choice.metrics
+    what = "prompt" if choice.phase == "prefill" else "output"
+    hours = metrics.gpu_seconds_per_token.value * 1e6 / 3600
+    energy = metrics.joules_per_token
+    joules = (
+        "energy unknown (no power_w)" if energy is None else f"at most {_round(energy.value)} J a token [{energy.tag}]"
+    )
+    rate, each = _round(metrics.tokens_per_s.value), _round(metrics.tokens_per_s_per_gpu.value)
+    return (
+        f"{rate} tokens/s of {what}, {each} tokens/s a GPU, {_round(hours)} GPU-hours a million tokens "
+        f"[{metrics.tokens_per_s.tag}]; {joules}"
+    )
+
+
+def _round(value: float) -> str:
+    """Three digits at least, and no exponent where it is large."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _front(choice: Choice) -> str:
+    """The Pareto front of GPUs and step."""
+    points = [f"{point.num_gpus} GPUs {format_seconds(point.step_s)} ({point.name})" for point in choice.pareto]
+    return f"{', '.join(points)} [{choice.metrics.step_s.tag}]"
 
 
 def _speed_up(choice: Choice) -> list[str]:

@@ -2,8 +2,8 @@
 
 Dimension slices keep their cache in slices that no other placement reads, so a sliced placement takes both phases or
 none: it is taken where the pair is better in the objective. For ttft that is the prefill step, for tpot the decode
-step; otherwise a request's share of a prefill step and of a decode step for every token it gets (GPU-seconds where
-the objective pays for GPUs).
+step; otherwise a request's share of a prefill step and of a decode step for every token it gets (GPU-seconds or
+joules where the objective pays for GPUs or their power).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 from planner.cache_fit import sliced
 from planner.candidate import Scheme
 from planner.evaluate import Evaluated
+from planner.objective import weight
 from planner.problem import Problem
 from planner.search import Race, race, try_pools, try_static
 from planner.space import enumerate_space
@@ -83,12 +84,12 @@ def pair_cost(problem: Problem, bucket: Bucket, pair: Pair) -> tuple[float, floa
 
 
 def request_cost(problem: Problem, bucket: Bucket, prefill: Evaluated, decode: Evaluated) -> tuple[float, float]:
-    """Lower is better: the step that the objective names, then the other; or a request's seconds or GPU-seconds."""
+    """Lower is better: the step that the objective names, then the other; or a request's seconds, GPU-seconds or
+    joules."""
     if problem.objective == "ttft":
         return prefill.step_s, decode.step_s
     if problem.objective == "tpot":
         return decode.step_s, prefill.step_s
-    paid = problem.objective in ("tps_per_gpu", "cost")
-    first = prefill.step_s * (prefill.num_gpus if paid else 1) / problem.workload.prefill_batch
-    rest = decode.step_s * (decode.num_gpus if paid else 1) / problem.workload.decode_batch
+    first = prefill.step_s * weight(problem, prefill.placement.ranks) / problem.workload.prefill_batch
+    rest = decode.step_s * weight(problem, decode.placement.ranks) / problem.workload.decode_batch
     return first + bucket.output_tokens * rest, 0.0

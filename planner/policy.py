@@ -21,6 +21,7 @@ from itertools import count
 
 from planner.cache_fit import sliced
 from planner.evaluate import Evaluated, resident_bytes
+from planner.objective import weight
 from planner.pair import race_pair, race_prefill, request_cost
 from planner.problem import Problem
 from planner.search import Race
@@ -43,6 +44,7 @@ UNITS: dict[Objective, str] = {
     "tps": "s a request",
     "tps_per_gpu": "GPU-s a request",
     "cost": "GPU-s a request",
+    "joule": "J a request, at most",
 }
 
 
@@ -116,7 +118,7 @@ def price(problem: Problem, bucket: Bucket, option: Option) -> float:
         case "tps":
             return seconds / batch
         case _:
-            return seconds * len(option.gpus) / batch
+            return seconds * weight(problem, option.gpus) / batch
 
 
 def switching_cost(problem: Problem, options: Sequence[Option]) -> float:

@@ -22,6 +22,7 @@ from simulator.memory import Footprint, footprint
 from simulator.memory_ceiling import Ceiling, ceiling_of
 from simulator.model import Model
 from simulator.placement import Placement
+from simulator.power import rank_power_w
 from simulator.profile import Profile
 from simulator.program import Program
 from simulator.scenario import Objective, Scenario
@@ -71,6 +72,11 @@ class Problem:
         """What ranks compute and receive on."""
         nodes = tuple(node for node, _, _ in self.cluster.rank_nodes())
         return Machine("gpu" if all(gpu.kind == "gpu" for gpu in self.cluster.gpus) else "cpu", nodes)
+
+    @cached_property
+    def rank_power_w(self) -> tuple[float, ...]:
+        """Every rank's board limit, watts; SpecError where one is unknown."""
+        return rank_power_w(self.cluster)
 
     @cached_property
     def _footprints(self) -> OrderedDict[int, tuple[Program, Footprint]]:
@@ -151,6 +157,8 @@ def load_problem(
         slo_quantile=slo_quantile,
         exactness=exactness,
     )
+    if scenario.objective == "joule":
+        rank_power_w(cluster)  # refused before anything is searched
     model = presets.model(scenario.model)
     if exactness == "exact" and model.experts is not None and model.experts.capacity_factor is not None:
         raise SpecError(

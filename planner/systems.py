@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from planner.evaluate import Evaluated, evaluate, lacking, memory_of, tag_of
+from planner.objective import weight
 from planner.pair import race_pair
 from planner.problem import Problem
 from planner.rivals import baselines, rule_placement
@@ -137,10 +138,9 @@ def _better(problem: Problem, question: Question, placements: list[Placement], c
     """The least in the objective; the first, if equal."""
     if len(placements) == 1:
         return placements[0]
-    weighs_gpus = problem.objective in ("tps_per_gpu", "cost")
 
     def score(placement: Placement) -> float:
-        return evaluate(problem, question, placement, cache).step_s * (len(placement.ranks) if weighs_gpus else 1)
+        return evaluate(problem, question, placement, cache).step_s * weight(problem, placement.ranks)
 
     return min(placements, key=score)
 

@@ -53,6 +53,9 @@ class Metrics(Record):
     tokens_per_s: Interval = Field(description="prefill: prompt tokens/s; decode: output tokens/s")
     tokens_per_s_per_gpu: Interval
     gpu_seconds_per_token: Interval
+    joules_per_token: Interval | None = Field(
+        default=None, description="at most: every GPU at its board's limit; None: a limit is unknown"
+    )
 
 
 class RankBytes(Record):

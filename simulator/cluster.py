@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from simulator.formats.files import Name, Record
 
@@ -25,7 +25,16 @@ class Gpu(Record):
     memory_bandwidth_bytes_per_s: float = Field(gt=0)
     memory_bytes: int = Field(gt=0)
     num_sms: int = Field(gt=0, description="streaming multiprocessors; 1 for a CPU core")
+    power_w: float | None = Field(
+        default=None, gt=0, description="the board's limit (TDP), watts; None: as its datasheet says, if we know it"
+    )
     source: str
+
+    @model_serializer(mode="wrap")
+    def _known(self, as_usual: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """A limit that is not stated is not written: digests of files from before hold."""
+        found: dict[str, object] = as_usual(self)
+        return {name: value for name, value in found.items() if name != "power_w" or value is not None}
 
 
 class Link(Record):

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from simulator.formats.files import Name, Record
 
-Objective = Literal["ttft", "tpot", "tps", "tps_per_gpu", "cost"]
+Objective = Literal["ttft", "tpot", "tps", "tps_per_gpu", "cost", "joule"]
 
 
 class Scenario(Record):

@@ -57,6 +57,7 @@ def allocation() -> Allocation:
             tokens_per_s=interval(2000.0),
             tokens_per_s_per_gpu=interval(2000.0 / 6),
             gpu_seconds_per_token=interval(3e-3),
+            joules_per_token=interval(1.2),  # 6 GPUs · 400 W · 8 ms / 16 tokens
         ),
         memory=(
             RankBytes(
@@ -79,7 +80,10 @@ def allocation() -> Allocation:
         rule=Alternative(name="rule", placement=pool, num_gpus=6, pool_gpus=4, step_s=None, bound_s=12e-3),
         baselines=(Alternative(name="tp2-pp1", placement=base, num_gpus=2, pool_gpus=0, step_s=interval(20e-3)),),
         best_pool=None,
-        pareto=(ParetoPoint(num_gpus=6, step_s=8e-3, name="pool4"),),
+        pareto=(
+            ParetoPoint(num_gpus=2, step_s=20e-3, name="tp2-pp1"),
+            ParetoPoint(num_gpus=6, step_s=8e-3, name="pool4"),
+        ),
         search=Search(candidates=100, lowered=5, simulated=5, gap=0.0),
     )
     return Allocation(
@@ -118,11 +122,14 @@ decode, long: prompts from 2048 tokens, planned at 8192 tokens, 16 sequences at 
   choice      pool4: 6 GPUs, 4 GPUs of them only attend [counted]
   step        8 ms (7.2 ms to 8.8 ms) [assumed]
   why         bound by attention; of the time on the critical path: attention 50%, gemm 30%, network 20% [assumed]
+  rate        2,000 tokens/s of output, 333 tokens/s a GPU, 0.833 GPU-hours a million tokens [assumed]; at most \
+1.2 J a token [assumed]
   speed-up    2.50x over tp2-pp1 (20 ms (18 ms to 22 ms) [assumed]), efficiency 83% [assumed]
   causes      GPUs 3.00x, communication 0.80x, kernels and balance 1.04x, flash attention 1.00x (in both) [assumed]
   runner-up   tp4-pp1 on 2 GPUs [counted], 8.4 ms (7.56 ms to 9.24 ms) [assumed]; 5.0% behind (-1.0% to 11.0%) \
 [assumed]; too close to call: measure both
   documents   their rule takes 16 pool GPUs [given]: at least 12 ms (proved bound), 1.50x our step or more [fitted]
+  front       2 GPUs 20 ms (tp2-pp1), 6 GPUs 8 ms (pool4) [assumed]
   memory      fullest is rank 0: 4.00 GB of 80.00 GB, headroom +76.00 GB [fitted]
   exactness   exact
   proof       100 candidates bounded, 5 simulated [counted]: optimal for the simulator
@@ -142,7 +149,7 @@ switching (the placements of all buckets side by side, every rank with the weigh
 {TERMS}
 """
 UNITS = ("s", "GPU-s", "ms", "µs", "ns", "GB", "tokens", "GPUs", "pool", "sequences", "candidates", "simulated", "NICs")
-UNITS += ("heads", "head", "groups", "layers", "bytes", "tensor", "are", "x", "+")
+UNITS += ("heads", "head", "groups", "layers", "bytes", "tensor", "are", "x", "+", "tokens/s", "GPU-hours", "J")
 
 
 def test_the_explanation_is_word_for_word_what_it_was() -> None:
@@ -181,7 +188,19 @@ def test_every_number_of_a_made_plan_has_a_unit_and_a_tag(seed: int) -> None:
 
 
 def test_every_word_of_the_text_s_first_column_is_defined() -> None:
-    for word in ("step", "speed-up", "efficiency", "causes", "why", "runner-up", "headroom", "proof", "activation"):
+    for word in (
+        "rate",
+        "front",
+        "step",
+        "speed-up",
+        "efficiency",
+        "causes",
+        "why",
+        "runner-up",
+        "headroom",
+        "proof",
+        "activation",
+    ):
         assert re.search(rf"\b{word}\b", TERMS), word
     for tag in re.findall(r"\[(\w+)\]", explain(allocation())):
         assert f"[{tag}]" in TERMS

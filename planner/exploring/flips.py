@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from planner.evaluate import Evaluated, try_evaluate
+from planner.objective import weight
 from planner.problem import Problem
 from planner.space import Question
 from simulator.allocation import Allocation, Choice
@@ -51,8 +52,7 @@ def flips_of(problem: Problem, choice: Choice) -> Iterator[Flip]:
         if not all(isinstance(time, Evaluated) for time in times):
             return None
         ours, theirs = (time for time in times if isinstance(time, Evaluated))
-        weight = problem.objective in ("cost", "tps_per_gpu")
-        scores = [one.step_s * (one.num_gpus if weight else 1) for one in (ours, theirs)]
+        scores = [one.step_s * weight(problem, one.placement.ranks) for one in (ours, theirs)]
         return scores[0] <= scores[1]
 
     name = second.name

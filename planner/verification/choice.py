@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import isclose
@@ -11,6 +11,7 @@ from simulator.allocation import Allocation, Alternative, Choice, Interval
 from simulator.cluster import Cluster
 from simulator.model import Model
 from simulator.placement import Placement, Stage
+from simulator.power import BOARD_LIMIT_W
 from simulator.workload import Workload
 
 TOLERANCE = 1e-6
@@ -140,6 +141,7 @@ def _metrics(inputs: Inputs, choice: Choice) -> Iterator[str]:
         if not isclose(value, expected, rel_tol=TOLERANCE):
             made = f"{tokens} tokens in {step.value:.6g} s on {choice.num_gpus} GPUs make {expected:.6g}"
             yield f"metrics.{name}: {value:.6g}; {made}"
+    yield from _energy(inputs, choice, tokens)
     for name in ("step_s", "tokens_per_s", "tokens_per_s_per_gpu", "gpu_seconds_per_token"):
         interval: Interval = getattr(metrics, name)
         if interval.tag not in ("fitted", "assumed", "imported"):
@@ -154,6 +156,23 @@ def _metrics(inputs: Inputs, choice: Choice) -> Iterator[str]:
     met_s = step.p95 if limits.slo_quantile == "p95" else step.value
     if slo_s is not None and met_s > slo_s:
         yield f"metrics.step_s: {met_s:.6g} s ({limits.slo_quantile}) misses the SLO of {slo_s:.6g} s"
+
+
+def _energy(inputs: Inputs, choice: Choice, tokens: int) -> Iterator[str]:
+    """Every GPU of the placement at its board's limit for the step; files from before it was written have none."""
+    energy, watts = choice.metrics.joules_per_token, watts_of(inputs, choice.placement.ranks)
+    if energy is None:
+        if inputs.allocation.objective == "joule":
+            yield "metrics.joules_per_token: missing, but it is the objective"
+        return
+    if watts is None:
+        yield f"metrics.joules_per_token: {energy.value:.6g}, but a GPU's power_w is unknown"
+        return
+    expected = choice.metrics.step_s.value * watts / tokens
+    if not isclose(energy.value, expected, rel_tol=TOLERANCE):
+        yield f"metrics.joules_per_token: {energy.value:.6g}; {watts:g} W for the step make {expected:.6g}"
+    if energy.tag != "assumed":
+        yield f"metrics.joules_per_token.tag: {energy.tag!r}; boards' limits are not measured, so 'assumed'"
 
 
 def least_seconds(inputs: Inputs, choice: Choice) -> float:
@@ -203,12 +222,12 @@ def _exactness(inputs: Inputs, choice: Choice) -> Iterator[str]:
 
 
 def _rivals(inputs: Inputs, choice: Choice) -> Iterator[str]:
-    ours = _score(inputs, choice.metrics.step_s.value, choice.num_gpus)
+    ours = choice.metrics.step_s.value * weight_of(inputs, choice.placement.ranks)
     for name, rival in _alternatives(choice):
         yield from (f"{name}.{fault}" for fault in _alternative(rival))
         allowed = rival.num_gpus <= inputs.allocation.limits.max_gpus and not _misses_slo(inputs, choice, rival)
-        if rival.step_s is not None and allowed and choice.search.gap == 0:
-            theirs = _score(inputs, rival.step_s.value, rival.num_gpus)
+        if rival.step_s is not None and rival.placement is not None and allowed and choice.search.gap == 0:
+            theirs = rival.step_s.value * weight_of(inputs, rival.placement.ranks)
             if theirs < ours * (1 - TOLERANCE):
                 yield f"{name}: {rival.name} scores {theirs:.6g}, better than the choice's {ours:.6g}, at gap 0"
     pool = 0 if choice.tokens < 4096 else min(8 * (choice.tokens // 4096).bit_length(), 32)
@@ -223,8 +242,8 @@ def _margin(inputs: Inputs, choice: Choice, ours: float) -> Iterator[str]:
     second, margin = choice.runner_up, choice.margin
     if (second is None) != (margin is None):
         yield "margin: goes with a runner-up, and only with one"
-    elif second is not None and margin is not None and second.step_s is not None:
-        expected = _score(inputs, second.step_s.value, second.num_gpus) / ours - 1
+    elif second is not None and margin is not None and second.step_s is not None and second.placement is not None:
+        expected = second.step_s.value * weight_of(inputs, second.placement.ranks) / ours - 1
         if not isclose(margin.value, expected, rel_tol=1e-4, abs_tol=TOLERANCE):
             yield f"margin.value: {margin.value:.6g}; the runner-up is {expected:.6g} behind"
         if second.placement == choice.placement:
@@ -269,9 +288,24 @@ def _misses_slo(inputs: Inputs, choice: Choice, rival: Alternative) -> bool:
     return (rival.step_s.p95 if limits.slo_quantile == "p95" else rival.step_s.value) > slo_s
 
 
-def _score(inputs: Inputs, step_s: float, gpus: int) -> float:
-    """Lower is better: seconds, or GPU-seconds where GPUs are paid for."""
-    return step_s * gpus if inputs.allocation.objective in ("tps_per_gpu", "cost") else step_s
+def weight_of(inputs: Inputs, ranks: Collection[int]) -> float:
+    """What a second counts: itself, every GPU held, or the watts of their boards' limits."""
+    if inputs.allocation.objective == "joule":
+        return watts_of(inputs, ranks) or 0.0
+    return len(set(ranks)) if inputs.allocation.objective in ("tps_per_gpu", "cost") else 1
+
+
+def watts_of(inputs: Inputs, ranks: Collection[int]) -> float | None:
+    """Sum of the boards' limits of these ranks; None where one is unknown."""
+    limits = {gpu.name: gpu.power_w or BOARD_LIMIT_W.get(gpu.name) for gpu in inputs.cluster.gpus}
+    devices = [node.gpu for node in inputs.cluster.nodes for _ in range(node.count * node.gpus)]
+    total = 0.0
+    for rank in set(ranks):
+        limit = limits[devices[rank]] if rank < len(devices) else None
+        if limit is None:
+            return None
+        total += limit
+    return total
 
 
 def _pareto_and_search(inputs: Inputs, choice: Choice) -> Iterator[str]:

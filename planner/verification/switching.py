@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from math import isclose
 
-from planner.verification.choice import Inputs
+from planner.verification.choice import Inputs, weight_of
 from planner.verification.memory import TOLERANCE, weight_bytes
 from simulator.allocation import Choice, Switching
 
@@ -16,6 +16,7 @@ UNITS = {
     "tps": "s a request",
     "tps_per_gpu": "GPU-s a request",
     "cost": "GPU-s a request",
+    "joule": "J a request, at most",
 }
 
 
@@ -61,7 +62,7 @@ def _costs(inputs: Inputs, switching: Switching, pairs: list[tuple[Choice, Choic
     chance = activations = 0.0
     for j, into in enumerate(held):
         each = {"ttft": 1.0, "tpot": 1 / buckets[j].output_tokens}.get(objective, 1 / inputs.workload.prefill_batch)
-        each *= len(into) if objective in ("tps_per_gpu", "cost") else 1
+        each *= weight_of(inputs, into)
         for i, before in enumerate(held):
             if into - before:
                 chance += buckets[i].share * buckets[j].share
@@ -96,8 +97,8 @@ def _request(inputs: Inputs, number: int, pair: tuple[Choice, Choice]) -> float:
         case "tps":
             return first_s / prefill.batch + bucket.output_tokens * next_s / decode.batch
         case _:
-            paid = first_s * prefill.num_gpus / prefill.batch
-            return paid + bucket.output_tokens * next_s * decode.num_gpus / decode.batch
+            paid = first_s * weight_of(inputs, prefill.placement.ranks) / prefill.batch
+            return paid + bucket.output_tokens * next_s * weight_of(inputs, decode.placement.ranks) / decode.batch
 
 
 def _residents(inputs: Inputs, switching: Switching) -> Iterator[str]:
