@@ -144,7 +144,7 @@ def _time_world(
         receive_s_per_byte=receive_s_per_byte,
         collective_message_s=message_s,
         collective_s_per_byte=collective_s_per_byte,
-        turn_share=turn_share(world, one_rank_steps(), loaded_s),
+        turn_share=turn_share(world, one_rank_steps(), loaded_s / 2),
         memory_bandwidth_bytes_per_s=bandwidth,
     )
     measured = SendRecv(

@@ -74,8 +74,8 @@ def placements(model: Model, step: Step) -> list[Placement]:
 
 
 def one_rank_steps() -> list[tuple[Model, Step, Placement]]:
-    """A prefill and a decode step on one rank."""
-    return [(DENSE, STEPS[index], placements(DENSE, STEPS[index])[0]) for index in (2, 5)]
+    """Small and large prefill and decode steps on one rank."""
+    return [(DENSE, STEPS[index], placements(DENSE, STEPS[index])[0]) for index in (0, 2, 4, 5)]
 
 
 def _stage(

@@ -18,9 +18,9 @@ Question = tuple[Model, Step, Placement]
 
 
 def turn_share(world: Supervisor, questions: Sequence[Question], duration_s: float) -> float:
-    """How much longer steps take on ranks that share the first rank's core than their number explains: its own steps a
-    second alone, ``duration_s`` long, against all of that core's together; the median over ``questions``."""
-    from executor.step_timing import step_rate
+    """How much more core time a step takes on ranks that share the first rank's core than on that rank alone, each
+    stepping for ``duration_s``; the median over ``questions``. Core time: whoever else runs here does not count."""
+    from executor.step_timing import step_core_s
 
     core = world.seats[0].cores
     sharing = tuple(rank for rank in range(world.size) if world.seats[rank].cores == core)
@@ -28,7 +28,7 @@ def turn_share(world: Supervisor, questions: Sequence[Question], duration_s: flo
         return 0.0
     found = []
     for model, step, placement in questions:
-        alone, *_ = world.run(step_rate, model, (step, placement), (0,), duration_s)
-        together = sum(world.run(step_rate, model, (step, placement), sharing, duration_s))
-        found.append(float(alone) / float(together) - 1.0)
-    return max(0.0, median(found))
+        alone, *_ = world.run(step_core_s, model, (step, placement), (0,), duration_s)
+        together = world.run(step_core_s, model, (step, placement), sharing, duration_s)
+        found.append(sum(together[rank] for rank in sharing) / len(sharing) / alone - 1.0)
+    return max(0.0, float(median(found)))

@@ -61,27 +61,29 @@ def time_steps(
     return found
 
 
-def step_rate(
+def step_core_s(
     worker: Worker, model: Model, plan: tuple[Step, Placement], busy: Sequence[int], duration_s: float
 ) -> float:
-    """Job: steps a second of a one-rank plan on each of the ``busy`` ranks, which all play it at once; 0 elsewhere."""
-    rank = worker.world.rank
+    """Job: core seconds of a step of a one-rank plan on each of the ``busy`` ranks, which all play it at once for
+    ``duration_s``; 0 elsewhere. What empties their caches between steps is not counted."""
     worker.progress.note(State.RUNNING)
     played = None
-    if rank in busy:
+    if worker.world.rank in busy:
         program = lower(model, plan[0], plan[1], nodes=(0,), dtype="fp32")
         played = Played(model, program, [Weights(SeededSource(model), dtype="fp32", device=torch.device("cpu"))])
         played.step()
     worker.world.barrier()
-    began_s, done = time.perf_counter(), 0
-    while played is not None and time.perf_counter() - began_s < duration_s:
+    began_s, core_s = time.perf_counter(), list[float]()
+    while played is not None and (not core_s or time.perf_counter() - began_s < duration_s):
         played.step()
-        done += 1
-    return done / (time.perf_counter() - began_s) if done else 0.0
+        core_s.append(played.core_s)
+    return float(np.median(core_s)) if core_s else 0.0
 
 
 class Played:
-    """One program, all ranks in this process, ready to step."""
+    """One program, all ranks in this process, ready to step. ``core_s``: what the last step took of its core."""
+
+    core_s = 0.0
 
     def __init__(self, model: Model, program: Program, weights: Sequence[Weights]) -> None:
         self.generation = Generation(model, (program,))
@@ -105,7 +107,9 @@ class Played:
         def body(rank: int) -> None:
             found[rank] = self._one(rank, MailboxTransport(rank, post, turns))
 
+        began_s = time.process_time()
         turns.run([lambda rank=rank: body(rank) for rank in range(len(self.sessions))])  # type: ignore[misc]
+        self.core_s = time.process_time() - began_s
         return found
 
     def _one(self, rank: int, transport: MailboxTransport) -> list[float]:

@@ -24,7 +24,7 @@ class Host(Record):
     )
     collective_s_per_byte: float = Field(default=0.0, ge=0, description="and for each byte that a member sends")
     turn_share: float = Field(
-        default=0.0, ge=0, description="how much longer kernels take where ranks take turns on a core"
+        default=0.0, ge=0, description="how much more core time kernels take where ranks take turns on a core"
     )
     view_s: float = Field(default=0.0, ge=0, description="an operation that launches no kernel, e.g. a slice")
     memory_bandwidth_bytes_per_s: float | None = Field(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +20,7 @@ from executor.environment import cpu_name
 from executor.step_timing import time_steps
 from executor.supervisor import Supervisor
 from executor.timing import time_kernels
+from executor.world_timing import CollectiveTime, MessageTime
 from planner.learning import Lesson, taught
 from simulator.cluster import Cluster
 from simulator.formats.files import load, to_json, write_atomically
@@ -92,32 +94,17 @@ def lessons_of(cell: Cell, world: Supervisor) -> list[Lesson]:
 
 def measured_place(folder: Path, cluster: Cluster, world: Supervisor) -> Profile:
     """The kernels with this world's hosts, messages and collectives."""
-    kernels = load_profile(folder / "kernels.json")
-    first = cluster.nodes[0]
-    ranks, cores = first.gpus, first.cores or first.gpus
+    kernels, ranks = load_profile(folder / "kernels.json"), cluster.nodes[0].gpus
     times = world_timing.time_messages(world)
     latency_s, bytes_per_s = world_timing.latency_and_bandwidth(times)
-    issue_s, issue_s_per_byte = world_timing.issue_cost(times)
-    receive_s, receive_s_per_byte = world_timing.receive_cost(times)
     timed = [
         one
         for kind in world_timing.COLLECTIVE_KINDS
         for num_ranks in range(2, ranks + 1)
         for one in world_timing.time_collective(world, kind, num_ranks)
     ]
-    message_s, collective_s_per_byte = world_timing.collective_threads(timed) if timed else (None, 0.0)
-    host = Host(
-        view_s=kernels.host.view_s if kernels.host else 0.0,
-        transfer_issue_s=issue_s,
-        send_issue_s_per_byte=issue_s_per_byte,
-        receive_s=receive_s,
-        receive_s_per_byte=receive_s_per_byte,
-        core_capacity=world_timing.core_capacity(world, cores, LOADED_S),
-        collective_message_s=message_s,
-        collective_s_per_byte=collective_s_per_byte,
-        turn_share=turn_share(world, [of_one_rank(cell) for cell in teaching_cells(cluster.name)], LOADED_S),
-        memory_bandwidth_bytes_per_s=world_timing.memory_bandwidth_bytes_per_s(world, cores, LOADED_S),
-    )
+    host = measured_host(cluster, world, times, timed)
+    host = host.model_copy(update={"view_s": kernels.host.view_s if kernels.host else 0.0})
     rows = tuple(TimedRow(one.kernel, one.seconds, SOURCE) for one in timed)
     source = f"{SOURCE}: ping-pong of two ranks"
     measured = SendRecv(latency_s=latency_s, bandwidth_bytes_per_s=bytes_per_s, tag="measured", source=source)
@@ -127,10 +114,36 @@ def measured_place(folder: Path, cluster: Cluster, world: Supervisor) -> Profile
     )
 
 
-def of_one_rank(cell: Cell) -> Question:
-    """The cell's step on one rank."""
+def measured_host(
+    cluster: Cluster, world: Supervisor, times: Sequence[MessageTime], timed: Sequence[CollectiveTime]
+) -> Host:
+    """What the first node's cores and memory do, and what transfers take of its ranks' threads."""
+    first = cluster.nodes[0]
+    cores = first.cores or first.gpus
+    issue_s, issue_s_per_byte = world_timing.issue_cost(times)
+    receive_s, receive_s_per_byte = world_timing.receive_cost(times)
+    message_s, collective_s_per_byte = world_timing.collective_threads(timed) if timed else (None, 0.0)
+    alone = [one for cell in teaching_cells(cluster.name) for one in of_one_rank(cell)]
+    return Host(
+        transfer_issue_s=issue_s,
+        send_issue_s_per_byte=issue_s_per_byte,
+        receive_s=receive_s,
+        receive_s_per_byte=receive_s_per_byte,
+        core_capacity=world_timing.core_capacity(world, cores, LOADED_S),
+        collective_message_s=message_s,
+        collective_s_per_byte=collective_s_per_byte,
+        turn_share=turn_share(world, alone, LOADED_S / 2),
+        memory_bandwidth_bytes_per_s=world_timing.memory_bandwidth_bytes_per_s(world, cores, LOADED_S),
+    )
+
+
+def of_one_rank(cell: Cell) -> Iterator[Question]:
+    """The cell's step on one rank, and a quarter of it: what ranks hold of a step lies between."""
     race = cell.race()
-    return race.model, race.step, next(one for one in race.placements if one.name == "tp1")
+    alone = next(one for one in race.placements if one.name == "tp1")
+    smaller = {"tokens": race.tokens // 4} if race.phase == "prefill" else {"batch": race.batch // 4}
+    for part in (race, replace(race, **smaller)):
+        yield part.model, part.step, alone
 
 
 def with_nic_latency(cluster: Cluster, world: Supervisor) -> Cluster:
