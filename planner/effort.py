@@ -1,9 +1,9 @@
 """Effort: how much work a candidate's simulation is, so that a limit on simulations is one on work.
 
 Counted before anything is lowered: operations of the ranks that a fold leaves, messages of an attention layer between
-them, and how many of those share links, as max-min fair rates of n flows take n times as long. The three constants are
-seconds of one core of this project's 2-core machine, fitted to seven context-parallel steps of 16 to 64 replicas
-(they are within a factor of two); only their ratios matter, and the same inputs always give the same effort.
+them, and how many of those share links, as the max-min fair rates of n flows take longer than n times one. Constants
+are seconds of one core of this project's machine, rounded from context-parallel prefills of 16 to 40 replicas (within
+a factor of two); the same inputs always give the same effort.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from planner.candidate import Scheme, Table, num_gpus
 from planner.depth import DEPTHS
 from planner.question import Question
 
-OPERATION_S, MESSAGE_S = 12e-6, 50e-6
-CROWD = 350.0  # flows at a time from which their number matters
+OPERATION_S, MESSAGE_S = 12e-6, 60e-6
+CROWD = 500.0  # flows at a time from which their number matters
 OPERATIONS = 15  # of a rank in a layer, beside messages
-ORDINARY_S = 0.3  # at most this counts as one simulation
+ORDINARY_S, LONG_S = 3.0, 0.12  # up to the first counts as one simulation, every further one of the second as one more
 
 
 def effort(question: Question, table: Table) -> Array:
@@ -30,7 +30,7 @@ def effort(question: Question, table: Table) -> Array:
     messages, flows = _messages(question, table, blocks)
     ranks = num_gpus(table) / blocks
     layer_s = ranks * OPERATIONS * OPERATION_S + messages * MESSAGE_S * (1 + (flows / CROWD) ** 2)
-    return np.maximum(layers * micro * layer_s / ORDINARY_S, 1.0)
+    return np.asarray(1.0 + np.maximum(layers * micro * layer_s - ORDINARY_S, 0.0) / LONG_S)
 
 
 def _layers(question: Question, table: Table) -> Numbers:
@@ -54,8 +54,7 @@ def _messages(question: Question, table: Table, blocks: Numbers) -> tuple[Array,
     """(messages, those that share links at a time) of one layer and micro-batch, of one block."""
     column = {name: table[name].astype(np.float64) for name in ("tensor", "replicas", "heads", "queries", "keys")}
     pairs = column["replicas"] * (column["replicas"] - 1) * column["tensor"] / blocks
-    causal = question.model.causal & (table["rule"] != 1)
-    gathered = np.where(causal, pairs / 2, 2 * pairs) * table["streams"]
+    gathered = np.where(question.model.causal & (table["rule"] != 1), pairs / 2, pairs)
     grids = 3 * np.maximum(column["heads"], column["tensor"]) * column["queries"] * column["keys"] / blocks
     exchanged = 2 * column["heads"] * np.maximum(table["experts"], 1)
     prefill = question.phase == "prefill"
@@ -69,4 +68,4 @@ def _messages(question: Question, table: Table, blocks: Numbers) -> tuple[Array,
         [3 * pairs * prefill, gathered * prefill, grids, exchanged],
         0.0,
     )
-    return messages, np.where(table["ring"] == 1, 0.0, messages)
+    return messages * table["streams"], np.where(table["ring"] == 1, 0.0, messages)
