@@ -1,12 +1,17 @@
 """Operations per second of the engine, for growing programs. Run: python -m benchmarks.engine_speed [--json]
 [--figure benchmarks/results/engine_speed.svg] [--output benchmarks/results/engine_speed.json]
 
-The program: tensor parallel 8 (NVLink) × pipeline 8 (one NIC a GPU) × replicas, 8 micro-batches through 80 layers,
-12 operations a layer, of which 2 all-reduces; 1,024 GPUs are 16 replicas and 0.98 M operations. *One NIC a node*: the
-8 ranks of a stage share it. The documents' FA Pool: 256 messages at once on 8 NICs, keys sent to each pool GPU
-(direct), or handed on (tree, chain); and with heads in 8 groups, whole and *folded*, where one block of like ranks is
-played for all eight: its operations are counted as the whole program's. Durations are given, so this times
-dependencies, clock, link sharing and the timeline, not the cost model. Seconds are CPU seconds, the least of three.
+An *operation* is one entry of a rank's list in a program: a kernel, a Send, a Recv, a rank's part in a collective. So
+a message is two of them and an all-reduce of 8 GPUs eight. *Whole*: every rank is played. *Folded*: one block of like
+ranks is played for all (``simulator/fold.py``); ``operations`` are then the whole program's, ``played`` the block's.
+
+Contended: the documents' FA Pool step on 8 + 32 GPUs, 256 messages at once on 8 NICs, keys sent to each pool GPU
+(direct), or handed on (tree, chain); with their 4 layers and with 32, as what has been worked out for one layer is
+looked up for the next; and with heads in 8 groups, whole and folded. Uncontended: tensor parallel 8 (NVLink) ×
+pipeline 8 (one NIC a GPU) × replicas, 8 micro-batches through 80 layers, 12 operations a layer, of which 2 all-reduces;
+1,024 GPUs are 16 replicas and 0.98 M operations, all played. *One NIC a node*: the 8 ranks of a stage share it.
+Durations are given, so this times dependencies, clock, link sharing and the timeline, not the cost model. Seconds are
+CPU seconds, the least of three (of 20 for small programs).
 """
 
 from __future__ import annotations
@@ -34,6 +39,7 @@ from simulator.workload import prefill_step
 
 TENSOR, STAGES, LAYERS, MICRO_BATCHES = 8, 8, 80, 8
 COMPUTE_S = 100e-6
+SMALL = 20_000  # operations: played often, as one time in a busy millisecond says little
 ALL_REDUCE_BYTES, HIDDEN_BYTES = 16 * 2**20, 2 * 2**20
 
 
@@ -130,9 +136,13 @@ def _layer(operations: list[Operation], rank: int, layer: int, micro_batch: int,
     return value
 
 
-def documents_step(multicast: Literal["direct", "tree", "chain"] = "direct") -> tuple[Program, Cluster]:
-    """The documents' model on 8 + 32 GPUs: a 16K-token FA Pool prefill, 4 layers."""
+Multicast = Literal["direct", "tree", "chain"]
+
+
+def documents_step(multicast: Multicast = "direct", *, times: int = 1) -> tuple[Program, Cluster]:
+    """The documents' model on 8 + 32 GPUs: a 16K-token FA Pool prefill, ``times`` their 4 layers."""
     model = presets.model("fa-pool")
+    model = model.model_copy(update={"layers": model.layers * times})
     stage = Stage(
         first_layer=0,
         last_layer=model.num_layers,
@@ -148,7 +158,7 @@ def documents_step(multicast: Literal["direct", "tree", "chain"] = "direct") -> 
     ), machine
 
 
-def grouped_step(multicast: Literal["direct", "tree", "chain"], *, folded: bool) -> tuple[Program, Cluster]:
+def grouped_step(multicast: Multicast, *, folded: bool) -> tuple[Program, Cluster]:
     """The same with the heads in 8 groups, each on one GPU of every pool node."""
     model, pool = presets.model("fa-pool"), range(8, 40)
     stage = Stage(
@@ -170,7 +180,7 @@ def measure(name: str, built: Program, machine: Cluster) -> dict[str, float | st
     operations = built.num_operations * (1 if built.fold is None else built.fold.blocks)
     durations = [[COMPUTE_S] * len(operations) for operations in built.ranks]
     seconds = math.inf
-    for _ in range(3):
+    for _ in range(3 if operations > SMALL else 20):
         before = time.process_time()
         timeline = run(built, machine, durations)
         seconds = min(seconds, time.process_time() - before)
@@ -178,6 +188,7 @@ def measure(name: str, built: Program, machine: Cluster) -> dict[str, float | st
         "program": name,
         "gpus": len(timeline.ranks),
         "operations": operations,
+        "played": built.num_operations,
         "simulate_s": round(seconds, 3),
         "operations_per_s": round(operations / seconds),
         "peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -199,6 +210,20 @@ def figure(rows: list[dict[str, float | str]]) -> str:
     return f"{head}{text}{axes}{line}{dots}</svg>\n"
 
 
+def _contended() -> list[dict[str, float | str]]:
+    ways: tuple[Multicast, ...] = ("direct", "tree", "chain")
+    rows = [
+        measure(f"documents' FA Pool step, {way}, {4 * times} layers, whole", *documents_step(way, times=times))
+        for times in (1, 8)
+        for way in ways
+    ]
+    for way in ways:
+        for folded in (False, True):
+            name = f"FA Pool step, 8 head groups, {way}, 4 layers, {'folded' if folded else 'whole'}"
+            rows.append(measure(name, *grouped_step(way, folded=folded)))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print JSON and nothing else")
@@ -206,15 +231,13 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write JSON there")
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="64 GPUs each")
     options = parser.parse_args()
-    rows = [measure(f"documents' FA Pool step, {way}", *documents_step(way)) for way in ("direct", "tree", "chain")]
-    for way in ("direct", "tree", "chain"):
-        for folded in (False, True):
-            name = f"FA Pool step, 8 head groups, {way}{', folded' if folded else ''}"
-            rows.append(measure(name, *grouped_step(way, folded=folded)))
+    rows = _contended()
     for replicas in options.replicas:
         built = program(replicas)
         for nics, name in ((8, ""), (1, ", one NIC a node")):
-            rows.append(measure(f"TP 8 x PP 8 x {replicas}{name}", built, cluster(len(built.ranks), nics)))
+            rows.append(
+                measure(f"TP 8 x PP 8 x {replicas}, 80 layers, whole{name}", built, cluster(len(built.ranks), nics))
+            )
             print(rows[-1], file=sys.stderr)
     if options.figure:
         options.figure.write_text(figure(rows[-2 * len(options.replicas) :: 2]))

@@ -30,7 +30,7 @@ from simulator.fabric.network import CollectiveFlow, Network
 from simulator.fabric.topology import Topology
 from simulator.fold import UnfoldableError
 from simulator.profile import Profile
-from simulator.program import Collective, Program, Recv, Send
+from simulator.program import Collective, Program
 from simulator.simulation.clock import Clock, collector_paused, picoseconds
 from simulator.simulation.deadlock import Stuck, deadlock_message
 from simulator.simulation.lateness import Late, latest_starts
@@ -167,11 +167,8 @@ class _Run:
         """How long a task takes at least; on shared cores that is not known before."""
         if task < self.tasks.num_compute:
             return max(self.length[task], 0)
-        operation = self.tasks.operation(task)
-        if isinstance(operation, Collective):
-            return self._flow(operation).least_ps
-        assert isinstance(operation, Send | Recv)
-        return self.network.least_ps(*self._ends(task, operation), operation.num_bytes)
+        message = self.tasks.messages[task - self.tasks.num_compute]
+        return self._flow(task).least_ps if message[0] < 0 else self.network.least_ps(*message)
 
     def _start_all(self, tasks: list[int]) -> None:
         for task in tasks:
@@ -195,22 +192,17 @@ class _Run:
 
     def _begin(self, task: int) -> None:
         """A transfer; or a kernel on shared cores, or on a device that transfers slow down: an activity there."""
-        operation, done = self.tasks.operation(task), partial(self._end, task)
-        if isinstance(operation, Send):
-            self.network.message(self.tasks.rank[task], operation.to, operation.num_bytes, done)
-        elif isinstance(operation, Recv):
-            self.network.message(operation.source, self.tasks.rank[task], operation.num_bytes, done)
-        elif isinstance(operation, Collective):
-            self.network.collective(self._flow(operation), done)
-        else:
-            rank, number, moved = self.tasks.rank[task], self.tasks.first[task], self.world.moved_bytes
-            num_bytes = 0.0 if moved is None else float(moved[rank][number - self.tasks.offsets[rank]])
+        tasks, done = self.tasks, partial(self._end, task)
+        if task < tasks.num_compute:
+            rank, number, moved = tasks.rank[task], tasks.first[task], self.world.moved_bytes
+            num_bytes = 0.0 if moved is None else float(moved[rank][number - tasks.offsets[rank]])
             self.network.kernel(rank, float(self.seconds[number]), num_bytes, done)
-
-    def _ends(self, task: int, operation: Send | Recv) -> tuple[int, int]:
-        """The ranks a message goes from and to."""
-        rank = self.tasks.rank[task]
-        return (rank, operation.to) if isinstance(operation, Send) else (operation.source, rank)
+            return
+        source, target, message_bytes = tasks.messages[task - tasks.num_compute]
+        if source >= 0:
+            self.network.message(source, target, message_bytes, done)
+        else:
+            self.network.collective(self._flow(task), done)
 
     def _end_due(self) -> None:
         for task in self.due.pop(self.clock.now_ps):
@@ -224,7 +216,9 @@ class _Run:
             if not waits:
                 self._start(follower)
 
-    def _flow(self, operation: Collective) -> CollectiveFlow:
+    def _flow(self, task: int) -> CollectiveFlow:
+        operation = self.tasks.operation(task)
+        assert isinstance(operation, Collective)
         call = Call(operation.kind, operation.algorithm, operation.ranks, operation.num_bytes)
         flow = self.flows.get(call)
         if flow is None:

@@ -28,9 +28,9 @@ Numbers = npt.NDArray[np.int64]
 class Tasks:
     """Operations are numbered over the whole program, rank by rank, in issue order; ``offsets[r]``: rank r's first.
     Task t < ``num_compute``: the compute operations from ``first[t]`` to ``last[t]``. Other tasks: a transfer, of
-    whose ends ``first[t]`` is one. ``rank[t]``: of its first operation.
-    ``left[t]``: how many tasks it waits for; ``followers[t]`` wait for it. (Numbers, not objects: a program has
-    millions.)"""
+    whose ends ``first[t]`` is one. ``rank[t]``: of its first operation. ``left[t]``: how many tasks it waits for;
+    ``followers[t]`` wait for it. ``messages[t - num_compute]``: sender (below 0: a collective), receiver and bytes.
+    (Numbers, not objects: a program has millions.)"""
 
     operations: list[Operation]
     offsets: list[int]
@@ -41,6 +41,7 @@ class Tasks:
     rank: list[int]
     left: list[int]
     followers: list[list[int]]
+    messages: list[tuple[int, int, int]]
 
     def __len__(self) -> int:
         return len(self.left)
@@ -101,12 +102,8 @@ def tasks_of(
     alone = np.zeros(len(ranks), dtype=np.bool_) if coalesce is None else ~np.array(coalesce, dtype=np.bool_)
     computes, transfers = np.flatnonzero(streams == COMPUTE), np.flatnonzero(streams != COMPUTE)
     meetings = meetings_of(np.array(draft.keys, dtype=np.int64), 2 * rank_of[transfers] + streams[transfers] % 2)
-    check(
-        [operations[number] for number in transfers.tolist()],
-        meetings,
-        draft.num_bytes,
-        streams[transfers] == COLLECTIVE,
-    )
+    ends = [operations[number] for number in transfers.tolist()]
+    check(ends, meetings, draft.num_bytes, streams[transfers] == COLLECTIVE)
     begins = _begins(computes, across, rank_of, alone)
     num_compute = int(begins.sum())
     task_of = np.empty(len(streams), dtype=np.int64)
@@ -117,10 +114,12 @@ def tasks_of(
     left, followers = _waits(_edges(streams, rank_of, across), task_of, num_compute, len(first))
     sizes = draft.sizes(None if fold is None else fold.kept)
     left[num_compute:] += sizes[np.array(draft.keys, dtype=np.int64)[meetings.first]] - meetings.count
+    pairs = list(draft.numbers)
+    messages = [(*pairs[draft.keys[end]][:2], draft.num_bytes[end]) for end in meetings.first.tolist()]
     rank = rank_of[first].tolist()
     return Tasks(
         operations, offsets, num_compute, task_of, first.tolist(), last.tolist(), rank,
-        left.tolist(), followers,
+        left.tolist(), followers, messages,
     )  # fmt: skip
 
 
