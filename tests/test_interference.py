@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from simulator.interference import Interference
+from simulator.profile import load_profile, preset_names
 from simulator.simulation.engine import World, run
 from tests.hand_made import cluster, collective, compute, durations, program, recv, send
 from tests.played import MB, MS
@@ -41,3 +42,8 @@ def test_interference_of_nothing_changes_nothing() -> None:
     other = run(built, cluster(), durations(built, 1e-3), World(interference={"gpu": Interference()}))
     for one, two in zip(plain.end_ps, other.end_ps, strict=True):
         assert two == pytest.approx(one, abs=len(shape))  # a picosecond of rounding an event
+
+
+def test_no_shipped_profile_has_a_share_that_nobody_measured() -> None:
+    for name in preset_names():
+        assert load_profile(name).interference is None
