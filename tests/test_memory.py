@@ -89,8 +89,9 @@ def test_context_parallel_halves_activations() -> None:
     assert peak_activation_bytes(halves, 0) < 0.8 * peak_activation_bytes(whole, 0)
 
 
-def test_every_rank_of_every_scheme_holds_what_was_predicted_at_its_peak(world: Supervisor) -> None:
-    of_each = {case.scheme: case for case in cases(4)}
-    for dtype, some in (("fp32", list(of_each.values())[::2]), ("bf16", list(of_each.values())[1::2])):
+def test_every_rank_holds_what_was_predicted_at_its_peak(world: Supervisor) -> None:
+    """Of every second scheme; ``benchmarks.memory_peak`` has all of them."""
+    of_each = list({case.scheme: case for case in cases(4)}.values())
+    for dtype, some in (("fp32", of_each[1::4]), ("bf16", of_each[3::4])):
         off = [row for row in rows(Size(4, dtype, 96, 128), some, world) if error(row) > WITHIN]
         assert not off, off
