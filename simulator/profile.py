@@ -16,7 +16,7 @@ from typing import Annotated, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from simulator.cluster import Gpu
 from simulator.errors import ProfileError, SpecError
@@ -298,6 +298,12 @@ class Profile(Record):
         description="95th percentile of what log(measured/predicted) of two plans of one step differ by",
     )
     provenance: tuple[Provenance, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _known(self, as_usual: SerializerFunctionWrapHandler) -> dict[str, object]:
+        """What no run has taught is not written: digests of profiles from before, and the app's grids, hold."""
+        found: dict[str, object] = as_usual(self)
+        return {name: value for name, value in found.items() if name != "step_log_apart" or value is not None}
 
     @model_validator(mode="after")
     def _each_once(self) -> Profile:
