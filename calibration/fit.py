@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from calibration.conformal import intervals
@@ -43,7 +44,7 @@ VARIANTS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "gemm": {},
     "attention_prefill": {"tile_q": (64.0, 128.0), "packs_groups": (0.0, 1.0), "splits_prefill": (0.0, 1.0)},
     "attention_decode": {"splits_single_heads": (0.0, 1.0), "split_keys": (128.0, 256.0, 704.0)},
-    "moe": {},
+    "moe": {"fixed_tiles": (0.0, 1.0), "spreads_rows": (0.0, 1.0)},
 }
 # FlashAttention-3 exists for Hopper alone, which its number of SMs tells (H100 PCIe; H100, H200 SXM).
 FLASH3_SMS = (114, 132)
@@ -147,8 +148,7 @@ Parts = tuple[dict[str, float], Residual | GaussianResidual | None, Intervals]
 
 def _fit_many(table: Table, device: Device, options: FitOptions) -> Parts:
     """Networks; intervals from rows they never saw (split-conformal: a tenth, at most CONFORMAL_ROWS)."""
-    share = min(CONFORMAL_SHARE, CONFORMAL_ROWS / len(table.seconds))
-    held = np.random.default_rng(options.seed).random(len(table.seconds)) < share
+    held = held_for_intervals(len(table.seconds), options.seed)
     fit, out = table.take(~held), table.take(held)
     training = replace(options.training, steps=STEPS.get(table.kernel, options.training.steps))
     coefficients, residual = _trained(fit, fit_coefficients(fit, device), device, training)
@@ -156,6 +156,11 @@ def _fit_many(table: Table, device: Device, options: FitOptions) -> Parts:
     fitted = Fitted(fit, coefficients, device, out, np.log(out.seconds / predicted))
     missed = intervals(predicted, out.seconds).model_copy(update={"novel": novel_errors(fitted, training)})
     return coefficients, residual, missed
+
+
+def held_for_intervals(num_rows: int, seed: int) -> npt.NDArray[np.bool_]:
+    """[num_rows] which rows of a large table the networks never see."""
+    return np.asarray(np.random.default_rng(seed).random(num_rows) < min(CONFORMAL_SHARE, CONFORMAL_ROWS / num_rows))
 
 
 def _trained(

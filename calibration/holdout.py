@@ -4,6 +4,8 @@ Every line is a fit of its own on the rows a split leaves, by the same function 
 MAPE is the mean of |predicted/measured − 1| in per cent, p90 its ninth decile, coverage the share of held-out
 rows inside the 90 % interval. Beside ours: the datasheet roofline, a fitted roofline (launch + the slower of
 fitted FLOP/s and bytes/s), the physical model alone and the documents' layers on raw columns.
+
+    python -m calibration.holdout [SYSTEM [CLASSES]]    some lines only; `plan calibrate holdout` prints all
 """
 
 from __future__ import annotations
@@ -235,18 +237,18 @@ def render(entry: Line) -> str:
     return "| " + " | ".join([*cells, *(number(value, 1) for value in others)]) + " |"
 
 
-def lines(names: Sequence[str], folder: Path | None = None) -> Iterator[Line]:
+def lines(names: Sequence[str], folder: Path | None = None, kernels: Sequence[str] = tuple(SPLITS)) -> Iterator[Line]:
     """The table's lines for presets by name, or for AIConfigurator's system names; all presets when empty."""
     for name in names or PRESET_SYSTEMS:
         system = PRESET_SYSTEMS.get(name, name)
         rows = aiconfigurator.load_rows(folder, system, FRAMEWORK).rows
         gpu = aiconfigurator.load_gpu(folder, system, GPU_NAMES.get(name, system))
-        yield from table(rows, gpu, FitOptions(name=name))
+        yield from table(rows, gpu, FitOptions(name=name), kernels)
 
 
-def print_table(system: str | None = None, *, as_json: bool = False) -> None:
+def print_table(system: str | None = None, *, as_json: bool = False, kernels: Sequence[str] = tuple(SPLITS)) -> None:
     """Print the table line by line as fits finish: Markdown, or one JSON array."""
-    found = lines((system,) if system else ())
+    found = lines((system,) if system else (), kernels=kernels)
     if as_json:
         rows = [{k: v for k, v in asdict(entry).items() if v == v} for entry in found]  # NaN: not run
         print(json.dumps(rows, indent=2))
@@ -257,4 +259,4 @@ def print_table(system: str | None = None, *, as_json: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    print_table(sys.argv[1] if len(sys.argv) > 1 else None)
+    print_table(sys.argv[1] if len(sys.argv) > 1 else None, kernels=sys.argv[2:] or tuple(SPLITS))

@@ -6,11 +6,17 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from calibration.conformal import intervals
+from calibration.fit import FitOptions, device_for, held_for_intervals
 from calibration.importers.aiconfigurator import load_gpu, load_rows, version_key
+from calibration.rows import TimedRow, tables
+from simulator.costs.cost import PHYSICAL_MODELS, apply_residual
 from simulator.errors import SpecError
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, Moe
+from simulator.profile import load_profile
 
 pyarrow = pytest.importorskip("pyarrow")
 INSTALLED = util.find_spec("aiconfigurator_core") is not None
@@ -127,9 +133,28 @@ def test_a_file_that_is_not_parquet_is_refused(tmp_path: Path) -> None:
         load_rows(tmp_path, "a100_sxm", "vllm")
 
 
-@pytest.mark.skipif(not INSTALLED, reason="aiconfigurator-core is not installed")
-def test_the_installed_package_gives_the_a100s_rows_and_facts() -> None:
-    imported = load_rows(None, "a100_sxm", "vllm")
-    assert len(imported.rows) == 9240 + 5457 + 5431 + 6360 + 504  # gemm, prefill, decode, experts, nccl
+@pytest.fixture(scope="module")
+def a100_rows() -> tuple[TimedRow, ...]:
+    if not INSTALLED:
+        pytest.skip("aiconfigurator-core is not installed")
+    return load_rows(None, "a100_sxm", "vllm").rows
+
+
+def test_the_installed_package_gives_the_a100s_rows_and_facts(a100_rows: tuple[TimedRow, ...]) -> None:
+    assert len(a100_rows) == 9240 + 5457 + 5431 + 6360 + 504  # gemm, prefill, decode, experts, nccl
     gpu = load_gpu(None, "a100_sxm", "A100-SXM4-80GB")
     assert (gpu.compute_flop_per_s, gpu.memory_bandwidth_bytes_per_s, gpu.num_sms) == (312e12, 2.039e12, 108)
+
+
+def test_the_shipped_a100_has_the_intervals_that_todays_physics_leaves_on_the_rows_held_from_its_fit(
+    a100_rows: tuple[TimedRow, ...],
+) -> None:
+    # `python -m calibration.presets --check` makes all of a profile again, networks too: minutes
+    shipped = load_profile("a100-sxm4-80gb")
+    for table in tables(a100_rows):
+        model = shipped.model(table.kernel, table.dtype)
+        held = table.take(held_for_intervals(len(table.seconds), FitOptions().seed))
+        shape = PHYSICAL_MODELS[model.kernel](held.x, model.coefficients, device_for(model.dtype, shipped.gpu))
+        found = intervals(np.maximum(apply_residual(shape, model.residual), shape.floor_s), held.seconds)
+        assert np.allclose(found.low, model.intervals.low, rtol=1e-6)
+        assert np.allclose(found.high, model.intervals.high, rtol=1e-6)

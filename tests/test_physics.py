@@ -99,6 +99,28 @@ def test_skewed_routing_heats_one_rank_and_balanced_routing_does_not() -> None:
     assert skewed[2] <= 4096  # no expert gets a token twice
 
 
+def test_rows_that_rounding_leaves_over_heat_one_rank_or_go_round() -> None:
+    # 8 rows, 128 experts, 16 ranks of 8: no load exceeds 2/0.376 * 8/128 = 0.33, so all 8 rows are left over
+    one_rank = physics_moe.drawn_loads(1, 8, 128, 16, 1.01, spread=False).sum(axis=2)
+    going_round = physics_moe.drawn_loads(1, 8, 128, 16, 1.01, spread=True).sum(axis=2)
+    assert np.array_equal(one_rank, np.tile([8.0] + [0.0] * 15, (len(one_rank), 1)))
+    assert np.array_equal(going_round, np.tile([1.0] * 8 + [0.0] * 8, (len(going_round), 1)))
+
+
+@settings(max_examples=40)
+@given(st.integers(1, 5000), st.sampled_from([1, 2, 8]), st.sampled_from([1, 4, 16]), st.booleans())
+def test_drawn_loads_are_whole_and_add_up(tokens: int, topk: int, ep: int, spread: bool) -> None:
+    loads = physics_moe.drawn_loads(tokens, topk, 64, ep, 1.2, spread=spread)
+    assert np.array_equal(loads, np.rint(loads))
+    assert loads.min() >= 0.0
+    assert np.all(loads.sum(axis=(1, 2)) == tokens * topk)
+
+
+def test_a_width_that_cannot_be_loaded_in_vectors_costs_more_than_the_next_wider() -> None:
+    seconds = shape_of("moe", [Moe(64, 4096, 168, 2, 8), Moe(64, 4096, 176, 2, 8)]).base_s
+    assert seconds[0] > seconds[1]
+
+
 def test_few_tokens_touch_few_experts() -> None:
     touched = physics_moe.routing(rows_of([Moe(1, 1024, 512, 2, 64), Moe(4096, 1024, 512, 2, 64)]))[:, 1]
     assert touched.tolist() == [2.0, 64.0]
