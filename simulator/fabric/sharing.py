@@ -31,7 +31,8 @@ from simulator.simulation.clock import Action, Clock
 Start = tuple[float, Path, Action]
 """Work, the path it takes and what to call when it is done."""
 TABLE_SIZE = 80  # paths from which numpy finds rates faster
-REMEMBERED = 1_000_000  # activities of states that may come back: 200 MB at the most
+REMEMBERED = 1_000_000  # activities of states that may come back: some 100 MB at the most
+STATE_SIZE = 8  # a state takes as much memory as so many activities in one
 
 
 class Component:
@@ -211,7 +212,8 @@ class Sharing:
     def _following(self, component: Component) -> Flowing | tuple[Flowing, ...]:
         parts = [(part, self.clock.now_ps - since_ps) for part, since_ps in component.parts]
         found = following(parts, [(self._paths[number], work) for number, work in component.started], self._solve)
-        self._remembered += sum(len(part.paths) for part in ((found,) if isinstance(found, Flowing) else found))
+        states = (found,) if isinstance(found, Flowing) else found
+        self._remembered += STATE_SIZE + sum(STATE_SIZE + len(state.paths) for state in states)
         if self._remembered > REMEMBERED:
             self._after, self._rates, self._remembered = {}, {}, 0
         return found
