@@ -7,7 +7,7 @@ interleaved rounds. Then what half of the lengths (and half of the models) teach
 Resumable: what is in the directory is not done again. ``--minutes``: no cell begins later than that; ``--commit``: a
 place's predictions are committed to git before its races. Needs root (executor/emulated_hosts.py says why). A
 campaign of all places, models and phases, whole or as far as it ran, is written to benchmarks/results/validate.json;
-its misses are added to benchmarks/results/invalidation.jsonl.
+its misses are added to benchmarks/results/invalidation.jsonl. ``python -m benchmarks.campaign.tables`` then renders it.
 """
 
 from __future__ import annotations

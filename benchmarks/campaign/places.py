@@ -38,8 +38,8 @@ PLACES = {  # in the order in which a campaign visits them: a sitting that is cu
     place.name: place
     for place in (
         cluster("one-host", host(4, 2, BUS_BYTES_PER_S)),
-        cluster("two-hosts-10to1", host(2, 1, BUS_BYTES_PER_S / 10), host(2, 1, BUS_BYTES_PER_S / 10)),
-        cluster("slow-rank", host(3, 1, BUS_BYTES_PER_S), host(1, 1, BUS_BYTES_PER_S, SLOWDOWN)),
         cluster("two-hosts", host(2, 1, BUS_BYTES_PER_S), host(2, 1, BUS_BYTES_PER_S)),
+        cluster("slow-rank", host(3, 1, BUS_BYTES_PER_S), host(1, 1, BUS_BYTES_PER_S, SLOWDOWN)),
+        cluster("two-hosts-10to1", host(2, 1, BUS_BYTES_PER_S / 10), host(2, 1, BUS_BYTES_PER_S / 10)),
     )
 }
