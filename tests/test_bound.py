@@ -7,10 +7,11 @@ import pytest
 
 from planner.bounds.bound import step_bound
 from planner.evaluate import Evaluated, try_evaluate
-from planner.problem import Problem
+from planner.problem import Problem, load_problem
 from planner.space import Question, Scheme, enumerate_space, name_of, placement_of
 from simulator import presets
 from simulator.profile import load_profile
+from simulator.workload import Phase
 from tests.instances import random_problem
 from tests.reliability.scale import of
 
@@ -56,9 +57,24 @@ def test_bound_holds_on_the_documents_cluster(phase: str) -> None:
             assert bounds[row] <= result.step_s * (1 + 1e-9), name_of(table[row])
 
 
-def documents() -> Problem:
-    from planner.problem import load_problem
+@pytest.mark.parametrize("phase", ["prefill", "decode"])
+def test_bound_holds_for_attention_and_experts_apart_on_several_nodes(phase: Phase) -> None:
+    problem = load_problem(presets.scenario("ma-separation"))
+    question = problem.question(phase, problem.workload.buckets[0])
+    table = enumerate_space(question)
+    apart = np.flatnonzero(table["scheme"] == Scheme.SEPARATED)
+    bounds, tightest = step_bound(question, table, problem.rates), 0.0
+    wanted = {"ma4-8", "ma4-8-mb2", "ma8-8-mb2", "ma3-1-mb2", "ma4-4-all_reduce"}  # dealt to several nodes' experts
+    named = [row for row in apart if name_of(table[row]) in wanted]
+    for row in (*named, *np.random.default_rng(1).choice(apart, 8, replace=False)):
+        result = try_evaluate(problem, question, placement_of(question, table[row]), None)
+        if isinstance(result, Evaluated):
+            assert bounds[row] <= result.step_s * (1 + 1e-9), name_of(table[row])
+            tightest = max(tightest, bounds[row] / result.step_s)
+    assert tightest > 0.8
 
+
+def documents() -> Problem:
     return load_problem(presets.scenario("fa-pool"))
 
 

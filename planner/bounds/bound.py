@@ -24,6 +24,7 @@ from planner.bounds.attention import first_heads, whole_attention
 from planner.bounds.context import context_bound
 from planner.bounds.dealt import dealt_bound
 from planner.bounds.dispatch import dispatched_seconds
+from planner.bounds.exits import exit_seconds
 from planner.bounds.layer import (
     base_layer,
     dense_layer,
@@ -178,10 +179,10 @@ def _separated(question: Question, table: Table, rates: Rates, parts: int | None
     """One micro-batch through attention and experts; all of them on either side."""
     chain, attention, feed_forward = np.zeros((3, len(table)))
     for used, dealt, tokens in micro_batches(question, table, parts):
-        through = np.zeros(len(table))
+        through, exits = np.zeros(len(table)), exit_seconds(question, table, rates, tokens)
         for layer, num in layer_kinds(question).items():
             one, two = _separated_layer(question, table, rates, tokens, dealt, layer)
-            through += num * (one + two)
+            through += num * (one + two + exits)
             attention, feed_forward = attention + used * num * one, feed_forward + used * num * two
         chain = np.maximum(chain, used * through)
     return np.maximum(chain, np.maximum(attention, feed_forward))
@@ -199,7 +200,8 @@ def _separated_layer(
     if question.phase == "decode":
         share = np.where(replicas == 1, dealt.total, np.where(dealt.full_parts > 0, dealt.full, dealt.other))
     else:
-        low, high, *_ = block_edges(question.tokens, replicas, rule, np.zeros_like(replicas), causal=model.causal)
+        # experts' ranks do not attend: tokens are dealt to them in even numbers
+        low, high, *_ = block_edges(question.tokens, replicas, rule, np.zeros_like(replicas), causal=False)
         share = dealt.total * (high - low)
     if not layer.routed:
         return attention, dense_layer(question, rates, tensor, share)

@@ -154,14 +154,14 @@ class Rates:
             return np.zeros(len(num_bytes))
         nodes = len({self.topology.places[rank].node for rank in ranks})
         if self.thin and nodes > 1:
-            return self._least_across(kind, nodes, num_bytes)
+            return self.least_across(kind, nodes, num_bytes)
         sizes, inverse = np.unique(num_bytes, return_inverse=True)
         curve = self._curve(kind, ranks, sizes)
         if curve is None:
             curve = np.array([self._across_nodes(kind, ranks, float(size)) for size in sizes])
         return np.asarray(np.where(sizes > 0, curve, 0.0)[inverse])
 
-    def _least_across(self, kind: CollectiveKind, nodes: int, num_bytes: Array) -> Array:
+    def least_across(self, kind: CollectiveKind, nodes: int, num_bytes: Array) -> Array:
         """Under every algorithm of ``collective_cost``: each node takes in the buffer at least (all-reduce) or what it
         lacks of it, and a tree over the nodes (twice), or all of them in turn, is as many hops one after the other.
         CPU ranks swap at once."""
