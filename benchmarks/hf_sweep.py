@@ -4,7 +4,7 @@ Every Hugging Face config.json of a folder (default ../shared/data/hf-configs) p
 plan, or the one line that says what is not modelled or does not fit. Few simulations a race (the gap is stated): this
 shows that every model gets an answer, not the last per cent of it. Rows go to benchmarks/results/hf_sweep.jsonl as
 they finish (a run that was stopped goes on there; delete the file to begin again), the table to
-benchmarks/results/hf_sweep.md. All 75 take about 9 minutes of CPU.
+benchmarks/results/hf_sweep.md.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from simulator.workload import Bucket
 CLUSTERS = {"dgx-a100-5": "a100-sxm4-80gb", "dgx-h100-16": "h100-sxm", "dgx-h200-2": "h200-sxm"}
 ROWS = Path("benchmarks/results/hf_sweep.jsonl")
 TABLE = Path("benchmarks/results/hf_sweep.md")
-TOKENS, LIMIT = 4096, 1
+TOKENS, LIMIT = 4096, 8
 
 
 def main() -> None:
@@ -83,11 +83,12 @@ def table(rows: list[Row]) -> str:
     """The committed table: a plan or a line for every model and cluster."""
     planned = [row for row in rows if "prefill" in row]
     broken = [row for row in rows if "traceback" in row]
+    limits = " or ".join(str(limit) for limit in sorted({row["simulations"] for row in planned}))
     lines = [
         f"{len(rows)} questions: {len(planned)} plans, {len(rows) - len(planned) - len(broken)} refused in one line, "
         f"{len(broken)} tracebacks.",
-        f"Prompts of {TOKENS} tokens (or the model's most), prefill batch 1, decode batch 32, at most {LIMIT} "
-        "simulation a race beside the pools': the *gap* says how far a choice may be from the best.",
+        f"Prompts of {TOKENS} tokens (or the model's most), prefill batch 1, decode batch 32, at most {limits} "
+        "simulations a race beside the pools': the *gap* says how far a choice may be from the best.",
         "",
         "| model | cluster | prefill | ms | gap | decode | ms | gap | least headroom, GB |",
         "|---|---|---|---|---|---|---|---|---|",
