@@ -20,7 +20,7 @@ from planner.question import Question
 OPERATION_S, MESSAGE_S = 12e-6, 60e-6
 CROWD = 500.0  # flows at a time from which their number matters
 OPERATIONS = 15  # of a rank in a layer, beside messages
-ORDINARY_S, LONG_S = 3.0, 0.12  # up to the first counts as one simulation, every further one of the second as one more
+ORDINARY_S, LONG_S = 3.0, 0.06  # up to the first counts as one simulation, every further one of the second as one more
 
 
 def effort(question: Question, table: Table) -> Array:
