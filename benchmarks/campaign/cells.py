@@ -23,8 +23,7 @@ from simulator.model import Model
 from simulator.profile import Profile
 from simulator.workload import Phase
 
-PREFILL_TOKENS, PREFILL_BATCH = (64, 128, 256, 512), 2
-MOST_NEW_TOKENS = 256  # of a prefill step, so that a campaign takes 40 minutes; beyond, one prompt instead of two
+PREFILL_TOKENS, PREFILL_BATCH = (64, 128, 192, 288), 2  # up to 512 they alone would take half an hour
 DECODE_TOKENS, DECODE_BATCH = (128, 256, 512, 1024), 32
 
 
@@ -61,8 +60,7 @@ class Cell:
         return TEACHERS[self.model] if self.model in TEACHERS else MODELS[self.model]
 
     def race(self) -> Race:
-        prompts = min(PREFILL_BATCH, max(1, MOST_NEW_TOKENS // self.tokens))
-        batch = prompts if self.phase == "prefill" else DECODE_BATCH
+        batch = PREFILL_BATCH if self.phase == "prefill" else DECODE_BATCH
         placements = tuple(candidate.placement for candidate in self.candidates)
         return Race(self.its_model, self.phase, self.tokens, batch, self.nodes, placements)
 
