@@ -122,9 +122,9 @@ def _thresholds(rows: list[Row], phase: str) -> list[str]:
             if row[phase]["pool_s"] is not None and row[phase]["pool_s"] < row[phase]["baselines"]["tp8-pp1"]
         ]  # fmt: skip
         chosen = [row["tokens"] for row in mine if "pool" in row[phase]["choice"]]
-        best = f"from {min(wins):,}" if wins else "at none of these lengths"
+        best = f"from {min(wins):,} tokens" if wins else "at none of these lengths"
         taken = f"from {min(chosen):,}" if chosen else "never"
-        lines.append(f"* {nics} NICs: a pool beats TP8 alone {best} tokens; it is the best choice {taken}.")
+        lines.append(f"* {nics} NIC{'s' * (nics > 1)}: a pool beats TP8 alone {best}; it is the best choice {taken}.")
     return lines
 
 

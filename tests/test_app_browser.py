@@ -49,7 +49,7 @@ INPUTS: dict[str, dict[str, str | list[str]]] = {
     "topology": {**STEP, "scheme": "context parallel", "rank": "5"},
     "validate": {"allocation": "plan-b.json", "measurement": "run-b.json"},
     "documents": {
-        "document": "MA Separation, methodology", "verdict": "inconsistent", "search": "expert", "statement": "M16",
+        "document": "MA Separation, methodology", "verdict": "inconsistent", "search": "GB", "statement": "M22",
     },
 }  # fmt: skip
 """Every input of every page, none at its default."""
@@ -220,7 +220,7 @@ def test_an_upload_above_five_megabytes_is_refused(address: str, context: Any, t
 
 def test_planning_can_be_stopped_and_taken_up_again(address: str, context: Any) -> None:
     page = context.new_page()
-    page.goto(f"{address}/?scenario=fa-pool&cluster=dgx-a100-5-nic2")
+    page.goto(f"{address}/?scenario=fa-pool&model=llama-3.1-70b")  # takes long
     page.locator("[data-testid=stMain] button", has_text="Stop").click(timeout=60_000)  # not the toolbar's
     page.get_by_text("Planning was stopped").wait_for(timeout=30_000)
     page.locator("[data-testid=stMain] button", has_text="Plan again").wait_for(timeout=10_000)
