@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from planner.cache_fit import sliced
 from planner.evaluate import Evaluated, doubt_of, evaluate_until, memory_of, metrics_of, shortage, step_interval
@@ -32,7 +33,7 @@ def choose(
     first, pool = found.simulated[ranking[0].row], found.best_pool()
     winner = first if taken is None else taken
     own_best = winner.placement == first.placement
-    shown = [_shown(problem, question, one, found.cache) for one in (rule_placement(question), *baselines(question))]
+    shown = [_shown(problem, found, one) for one in (rule_placement(question), *baselines(question))]
     second = _runner_up(problem, found, winner, shown) if own_best else None
     margin = None if second is None else _margin(problem, question, winner, second)
     search = found.search()
@@ -100,17 +101,15 @@ def alternative(problem: Problem, found: Evaluated) -> Alternative:
     )
 
 
-def _shown(
-    problem: Problem, question: Question, placement: Placement | str, cache: Placement | None
-) -> Evaluated | Alternative:
-    """A named rival, simulated; or why it cannot be."""
+def _shown(problem: Problem, race: Race, placement: Placement | str) -> Evaluated | Alternative:
+    """A named rival, simulated (in the race or now); or why it cannot be."""
     if isinstance(placement, str):
         return Alternative(
             name=placement.split(":")[0], placement=None, num_gpus=0, pool_gpus=0, step_s=None, infeasible=placement
         )
     found: Evaluated | str | None
     try:
-        found = evaluate_until(problem, question, placement, cache, math.inf)
+        found = _raced(race, placement) or evaluate_until(problem, race.question, placement, race.cache, math.inf)
     except InfeasibleError as error:
         found = str(error)
     if isinstance(found, Evaluated):
@@ -122,6 +121,14 @@ def _shown(
         name=placement.name, placement=placement, num_gpus=len(placement.ranks), pool_gpus=len(placement.pool_ranks),
         step_s=None, infeasible=found,
     )  # fmt: skip
+
+
+def _raced(race: Race, placement: Placement) -> Evaluated | None:
+    """A placement that the race has simulated, under whatever name."""
+    for one in race.simulated.values():
+        if one.placement.model_copy(update={"name": placement.name}) == placement:
+            return replace(one, placement=placement)
+    return None
 
 
 def _as_alternative(problem: Problem, shown: Evaluated | Alternative) -> Alternative:
