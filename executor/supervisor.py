@@ -22,7 +22,6 @@ from typing import Any
 
 from executor.emulated_hosts import Seat, seats_here
 from executor.progress import ProgressFile, RankProgress, State
-from executor.turns import keep_turns, rest
 from executor.wire import decode, encode
 from executor.worker import Failure, failure_of, read_frame, write_frame
 from simulator.errors import ExecutionError
@@ -74,7 +73,6 @@ class Supervisor:
         self._answers: SimpleQueue[tuple[int, Any]] = SimpleQueue()
         self._closed = False
         self.processes = [self._start(rank) for rank in range(size)]
-        self._turns = keep_turns((seat.cores for seat in self.seats), worker_environment())
         try:
             self._collect(START_LIMIT_S, describe_state, starting=True)
         except BaseException:
@@ -212,7 +210,6 @@ class Supervisor:
         self._closed = True
         for process in self.processes:
             process.popen.kill()
-        rest(self._turns)
         for process in self.processes:
             process.popen.wait()
             for pipe in (process.popen.stdin, process.popen.stdout):
