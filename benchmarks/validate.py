@@ -2,7 +2,9 @@
 
 The campaign: on emulated clusters of four ranks, is the plan predicted fastest the fastest when run? For every place,
 model, phase and length: calibrate the place once, write what a dozen plans are predicted to take, then run them all in
-interleaved rounds. Then what half of the lengths (and half of the models) teach is held against the other half.
+interleaved rounds, those again that found the machine slower or faster than it was at first (executor/pace.py:
+neighbours of a virtual machine). Then what half of the lengths (and half of the models) teach is held against the
+other half.
 
 Resumable: what is in the directory is not done again. ``--minutes``: no cell begins later than that; ``--commit``: a
 place's predictions are committed to git before its races. Needs root (executor/emulated_hosts.py says why). A
@@ -20,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.campaign.calibrating import calibrated_place, kernel_sweep
+from benchmarks.campaign.calibrating import calibrated_place, kernel_sweep, usual_s
 from benchmarks.campaign.cells import Cell, all_cells, append, lines, predictions
 from benchmarks.campaign.models import MODELS
 from benchmarks.campaign.places import PLACES
@@ -56,14 +58,15 @@ def run_place(place: str, cells: Sequence[Cell], folder: Path, arguments: argpar
             if began_s > until_s:
                 note(f"{place}: out of time with {len(todo) - number + 1} of {len(todo)} cells to go")
                 return
-            runs = run_race(world, cell.race(), arguments.rounds)
+            runs = run_race(world, cell.race(), arguments.rounds, usual_s=usual_s(folder, world))
             names = [candidate.name for candidate in cell.candidates]
             kept = {
                 name: {"durations_s": run.durations_s, "spans_s": run.spans_s}
                 for name, run in zip(names, runs, strict=True)
             }
-            append(folder / "runs.jsonl", {"cell": cell.name, "runs": kept})
-            note(f"{place}: {number} of {len(todo)} cells; {cell.name} took {time.monotonic() - began_s:.0f} s")
+            append(folder / "runs.jsonl", {"cell": cell.name, "again": runs[0].again, "runs": kept})
+            took = f"{cell.name} took {time.monotonic() - began_s:.0f} s, {runs[0].again} rounds again"
+            note(f"{place}: {number} of {len(todo)} cells; {took}")
 
 
 def commit_predictions(folder: Path, place: str) -> None:

@@ -28,7 +28,7 @@ from simulator.measurement import Environment
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HEAD_START_S = 1e-3  # from the agreement on an instant to that instant: longer than a wake-up takes
-STARTS = 3  # the mesh's channel for them
+FROM_FIRST = 3  # the mesh's channel for what rank 0 tells
 
 
 @dataclass
@@ -99,19 +99,24 @@ def kept_weights(world: World, generation: Generation) -> Weights:
 
 def start_together(worker: Worker) -> None:
     """Return on all ranks of this machine at one instant, however differently a barrier lets them go."""
+    worker.world.barrier()
+    if worker.world.backend == "gloo":
+        instant = told_by_first(worker, time.perf_counter() + HEAD_START_S)
+        time.sleep(max(0.0, instant - time.perf_counter()))
+
+
+def told_by_first(worker: Worker, number: float) -> float:
+    """Rank 0's ``number``, on every rank (CPU ranks)."""
     world = worker.world
-    world.barrier()
-    if world.backend != "gloo":
-        return
-    instant = torch.tensor([time.perf_counter() + HEAD_START_S], dtype=torch.float64)
+    value = torch.tensor([number], dtype=torch.float64)
     if world.mesh is None:
-        dist.broadcast(instant, src=0)
+        dist.broadcast(value, src=0)
     elif world.rank == 0:
         for other in range(1, world.size):
-            world.mesh.send(other, STARTS, 0, instant)
+            world.mesh.send(other, FROM_FIRST, 0, value)
     else:
-        instant = world.mesh.receive(0, STARTS, 0).view(torch.float64)
-    time.sleep(max(0.0, float(instant[0]) - time.perf_counter()))
+        value = world.mesh.receive(0, FROM_FIRST, 0).view(torch.float64)
+    return float(value[0])
 
 
 def step_together(worker: Worker, session: Session, number: int, tokens: Tensor | None) -> tuple[float, StepResult]:

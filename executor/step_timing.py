@@ -18,6 +18,7 @@ from torch import Tensor
 from executor.bench import COLD_BYTES
 from executor.filled_cache import as_found, filled_layers
 from executor.mailboxes import MailboxTransport, Post, Turns
+from executor.pace import Pace
 from executor.progress import State
 from executor.replay import NoProgress
 from executor.session import Generation, Session, prompts_of
@@ -37,13 +38,19 @@ Spans = tuple[tuple[float, ...], ...]
 
 
 def time_steps(
-    worker: Worker, model: Model, plans: Sequence[tuple[Step, Placement]], nodes: tuple[int, ...], limit_s: float
+    worker: Worker,
+    model: Model,
+    plans: Sequence[tuple[Step, Placement]],
+    nodes: tuple[int, ...],
+    limit_s: float,
+    usual_s: float = 0.0,
 ) -> list[Spans]:
     """Job: rank 0 plays the fp32 programs of ``plans`` in order until ``limit_s`` is over; the others rest. Each
-    operation's median seconds. Every rank has weights of its own, and before a step other data fill the caches."""
+    operation's median seconds. Every rank has weights of its own, and before a step other data fill the caches.
+    ``usual_s``: the pace (``Pace``) at which a step counts."""
     found: list[Spans] = []
     began_s = time.monotonic()
-    num_ranks = len(nodes)
+    num_ranks, pace = len(nodes), Pace(usual_s)
     weights = [Weights(SeededSource(model), dtype="fp32", device=torch.device("cpu")) for _ in range(num_ranks)]
     for number, (step, placement) in enumerate(plans if worker.world.rank == 0 else ()):
         if time.monotonic() - began_s > limit_s:
@@ -54,7 +61,8 @@ def time_steps(
         gc.collect()
         gc.disable()
         try:
-            rows = [played.step() for _ in range(REPEATS + 1)][1:]
+            played.step()
+            rows = [pace.kept(played.step) for _ in range(REPEATS)]
         finally:
             gc.enable()
         found.append(tuple(tuple(np.median(ranks, axis=0).tolist()) for ranks in zip(*rows, strict=True)))

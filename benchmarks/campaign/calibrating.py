@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from calibration.turns import Question, turn_share
 from executor import world_timing
 from executor.emulated_hosts import seats_here
 from executor.environment import cpu_name
+from executor.pace import usual_pace
 from executor.step_timing import time_steps
 from executor.supervisor import Supervisor
 from executor.timing import time_kernels
@@ -30,6 +32,15 @@ from simulator.profile import Profile, SendRecv, load_profile
 KERNEL_BUDGET_S = 30.0  # of a cell's plans, at most
 ALONE_BUDGET_S = 20.0
 LOADED_S = 1.0
+PACE_S = 20.0
+
+
+def usual_s(folder: Path, world: Supervisor) -> float:
+    """The machine's pace (executor/pace.py) when the campaign began."""
+    path = folder / "pace.json"
+    if not path.exists():
+        write_atomically(path, json.dumps({"usual_s": world.run(usual_pace, PACE_S)[0]}) + "\n")
+    return float(json.loads(path.read_text(encoding="utf-8"))["usual_s"])
 
 
 def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
@@ -42,7 +53,8 @@ def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
     questions = {(cell.model, cell.phase, cell.tokens): cell for cell in (*cells, *teachers)}.values()
     core = seats_here(1)[0]  # of several ranks, as in the places, of which one computes and the others rest
     with Supervisor(2, timeout_s=10 * KERNEL_BUDGET_S, seats=(core, core)) as world:
-        played = [one for cell in questions for one in played_plans(cell, world)]
+        pace_s = usual_s(folder, world)
+        played = [one for cell in questions for one in played_plans(cell, world, pace_s)]
         in_steps = rows_in_steps(played)
         met = {row.kernel for row in in_steps}
         missing = [kernel for kernel in hints_of(program for program, _ in played) if kernel not in met]
@@ -56,13 +68,13 @@ def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
     return profile
 
 
-def played_plans(cell: Cell, world: Supervisor) -> list[Played]:
+def played_plans(cell: Cell, world: Supervisor, pace_s: float) -> list[Played]:
     """The cell's plans that show all of its kernels, and the seconds of their operations."""
     race = cell.race()
     programs = [race.program(placement) for placement in race.placements]
     chosen = covering(programs, times=2)
     plans = tuple((race.step, race.placements[index]) for index in chosen)
-    spans = world.run(time_steps, race.model, plans, race.nodes, KERNEL_BUDGET_S)[0]
+    spans = world.run(time_steps, race.model, plans, race.nodes, KERNEL_BUDGET_S, pace_s)[0]
     return list(zip((programs[index] for index in chosen), spans, strict=False))
 
 
@@ -74,7 +86,8 @@ def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple
         return load(cluster_path, Cluster), load_profile(profile_path)
     measured = measured_place(folder, cluster, world)
     cluster = with_nic_latency(cluster, world)
-    lessons = [one for cell in teaching_cells(cluster.name) for one in lessons_of(cell, world)]
+    pace_s = usual_s(folder, world)
+    lessons = [one for cell in teaching_cells(cluster.name) for one in lessons_of(cell, world, pace_s)]
     profile = taught(measured, cluster, lessons)
     write_atomically(folder / f"measured-{cluster.name}.json", to_json(measured))
     write_atomically(cluster_path, to_json(cluster))
@@ -82,10 +95,10 @@ def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple
     return cluster, profile
 
 
-def lessons_of(cell: Cell, world: Supervisor) -> list[Lesson]:
+def lessons_of(cell: Cell, world: Supervisor, pace_s: float) -> list[Lesson]:
     """A short race of the cell's candidates."""
     race = cell.race()
-    runs = run_race(world, race, TEACHER_ROUNDS)
+    runs = run_race(world, race, TEACHER_ROUNDS, usual_s=pace_s)
     return [
         Lesson(race.program(placement), median(run.durations_s), run.spans_s, run.durations_s, cell.name)
         for placement, run in zip(race.placements, runs, strict=True)

@@ -3,6 +3,7 @@
 Every round runs every candidate once, in a new order that all ranks draw from the same seed, so that a slow minute of
 the machine falls on all of them alike. A step begins when every rank has arrived and slept to a common instant. Decode
 steps read caches that were filled beforehand and are set back after each step: a round costs one step a candidate.
+A round that began or ended while the machine was not at its usual pace (executor/pace.py) is run again.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 
 from executor.filled_cache import as_found, filled_layers
-from executor.generate import kept_weights, start_together
+from executor.generate import kept_weights, start_together, told_by_first
+from executor.pace import Pace
 from executor.progress import State
 from executor.session import Generation, Session, prompts_of
 from executor.step_timing import KEEP_CACHES
@@ -59,10 +61,12 @@ class Race:
 
 @dataclass(frozen=True, slots=True)
 class Runs:
-    """One candidate's steps: seconds of each round, and of every rank's operations the median seconds of a span."""
+    """One candidate's steps: seconds of each round, and of every rank's operations the median seconds of a span.
+    ``again``: rounds of the race that did not count."""
 
     durations_s: tuple[float, ...]
     spans_s: tuple[tuple[float, ...], ...]
+    again: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +75,13 @@ class RankRuns:
 
     steps: tuple[tuple[float, float], ...]
     spans_s: tuple[float, ...]
+    again: int
 
 
-def run_race(world: Supervisor, race: Race, rounds: int, limit_s: float = 600.0) -> list[Runs]:
-    """Every candidate's runs, ``rounds`` each after one that is not counted."""
-    answers: list[list[RankRuns]] = world.run(race_rank, race, rounds, limit_s=limit_s)
+def run_race(world: Supervisor, race: Race, rounds: int, *, usual_s: float = 0.0, limit_s: float = 600.0) -> list[Runs]:
+    """Every candidate's runs, ``rounds`` each after one that is not counted. ``usual_s``: the machine's pace; 0: every
+    round counts."""
+    answers: list[list[RankRuns]] = world.run(race_rank, race, rounds, usual_s, limit_s=limit_s)
     return [_runs(ranks) for ranks in zip(*answers, strict=True)]
 
 
@@ -86,34 +92,38 @@ def _runs(ranks: Sequence[RankRuns]) -> Runs:
         max(ended for _, ended in steps) - min(began for began, _ in steps)
         for steps in zip(*(one.steps for one in busy), strict=True)
     ]
-    return Runs(tuple(durations), tuple(one.spans_s for one in ranks))
+    return Runs(tuple(durations), tuple(one.spans_s for one in ranks), ranks[0].again)
 
 
-def race_rank(worker: Worker, race: Race, rounds: int) -> list[RankRuns]:
+def race_rank(worker: Worker, race: Race, rounds: int, usual_s: float = 0.0) -> list[RankRuns]:
     """Job: this rank's part of all rounds."""
     world = worker.world
     programs = [race.program(placement) for placement in race.placements]
     world.prepare(programs)
     weights = kept_weights(world, Generation(race.model, tuple(programs), seed=SEED))
     runners = [_Runner(worker, race, program, weights) for program in programs]
-    steps: list[list[tuple[float, float]]] = [[] for _ in runners]
-    spans: list[list[list[float]]] = [[] for _ in runners]
-    order, generator = list(range(len(runners))), random.Random(SEED)
+    order, generator, pace = list(range(len(runners))), random.Random(SEED), Pace(usual_s if world.rank == 0 else 0.0)
+    kept: list[list[tuple[float, float, list[float]]]] = []
     gc.collect()
     gc.disable()
     try:
-        for number in range(-1, rounds):
+        while len(kept) <= rounds:
             generator.shuffle(order)
-            for index in order:
-                worker.progress.step = max(number, 0)
-                began_s, ended_s, lengths = runners[index].step()
-                if number >= 0:
-                    steps[index].append((began_s, ended_s))
-                    spans[index].append(lengths)
+            worker.progress.step = len(kept)
+            pace.wait()
+            found = {index: runners[index].step() for index in order}
+            if told_by_first(worker, float(pace.holds())):
+                kept.append([found[index] for index in range(len(runners))])
     finally:
         gc.enable()
-    medians = [tuple(np.median(rows, axis=0).tolist()) if rows[0] else () for rows in spans]
-    return [RankRuns(tuple(a), b) for a, b in zip(steps, medians, strict=True)]
+    return [_rank_runs(rows, pace.again) for rows in zip(*kept[1:], strict=True)]
+
+
+def _rank_runs(rows: Sequence[tuple[float, float, list[float]]], again: int) -> RankRuns:
+    """Of one candidate."""
+    spans = [lengths for _, _, lengths in rows]
+    medians = tuple(np.median(spans, axis=0).tolist()) if spans[0] else ()
+    return RankRuns(tuple((began_s, ended_s) for began_s, ended_s, _ in rows), medians, again)
 
 
 class _Runner:

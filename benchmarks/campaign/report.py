@@ -87,11 +87,12 @@ def write_results(found: Mapping[str, Sequence[Result]], folder: Path) -> None:
 
     from executor.environment import environment
 
-    beforehand = found["predicted beforehand"]
+    beforehand, runs = found["predicted beforehand"], lines(folder / "runs.jsonl")
     document = {
         "environment": environment(torch.device("cpu"), "cpu").model_dump(),
         "rounds": len(beforehand[0].durations_s),
         "cells": len(by_cell(beforehand)),
+        "again": sum(runs[cell].get("again", 0) for cell in by_cell(beforehand)),
         "figures": {title: figures(members) for title, members in found.items() if members},
         "rows": [row_of(one) for one in beforehand],
     }

@@ -70,13 +70,22 @@ def short(document: Mapping[str, Any]) -> str:
             lines += groups(figures)
     first = all_["predicted beforehand"]["all"]
     told = (
-        f"\n{document['cells']} of {ALL_CELLS} cells, {document['rounds']} rounds each, which themselves spread by "
-        f'±{percent(first["spread_median"], 1)} (half of their 90 % range, median). "Too close to call" was said '
+        f"\n{document['cells']} of {ALL_CELLS} cells, {document['rounds']} rounds each ({again(document)}), which "
+        f"themselves spread by ±{percent(first['spread_median'], 1)} (half of their 90 % range, median). "
+        '"Too close to call" was said '
         f"beforehand in {percent(first['too_close_share'])} of the cells, and what was said held in "
         f"{percent(first['hit_rate'])}. Missed of the aims (regret ≤ 3 % median, ≤ 10 % worst; τ ≥ 0.9; "
         f"85–95 % covered; recalibrated ≤ 8 % median, ≤ 20 % p90): {missed(all_)}."
     )
     return "\n".join([*lines, told])
+
+
+def again(document: Mapping[str, Any]) -> str:
+    """Rounds that did not count."""
+    number, of = document.get("again"), document["cells"] * document["rounds"]
+    if number is None:
+        return "whatever the machine's pace"
+    return f"{number} more, beside {of}, met the machine slower or faster than when it was calibrated: run again"
 
 
 def missed(all_: Mapping[str, Mapping[str, Figures]]) -> str:
@@ -111,7 +120,7 @@ def long(document: Mapping[str, Any], misses: Sequence[Mapping[str, Any]]) -> st
         "`benchmarks/results/predictions.jsonl`.",
         "",
         f"{environment['device']}, torch {environment['torch']}; {document['cells']} of {ALL_CELLS} cells, "
-        f"{document['rounds']} interleaved rounds a cell.",
+        f"{document['rounds']} interleaved rounds a cell; {again(document)}.",
         "*Step error*: |predicted / median of the rounds − 1|. *Regret*: the median of the plan predicted fastest over "
         "the least median. *Cover*: share of single rounds in the predicted 90 % interval of a single step.",
     ]

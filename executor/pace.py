@@ -1,0 +1,85 @@
+"""Pace: what a fixed piece of work takes on this core now, beside what it took when the machine was calibrated.
+
+A virtual machine shares caches and memory with neighbours that it cannot see: a product with 16 MB of weights takes
+7 ms, and 18 while one is busy, for seconds or minutes, with no stolen time on any counter. What is measured in such a
+moment says nothing about a plan. So the work between two looks at the pace counts only if both found the usual one;
+otherwise it is done again, as long as patience lasts. No look knows what it is that is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from executor.progress import State
+from executor.worker import Worker
+
+SIZE = 2048  # 16 MB of weights in fp32: beyond a core's own caches
+ROWS = 64
+TOLERANCE = 1.3  # a look on a quiet machine varies by a tenth
+PATIENCE_S = 30.0  # of one pace, in all
+REST_S = 0.1
+TRIES = 4
+
+T = TypeVar("T")
+
+
+class Pace:
+    """This core's pace. ``usual_s``: seconds of a look as a rule; 0 where none is known: then every pace is usual."""
+
+    def __init__(self, usual_s: float, patience_s: float = PATIENCE_S) -> None:
+        self.usual_s, self.patience_s = usual_s, patience_s
+        self.again = 0
+        if usual_s:
+            self._rows, self._weights = torch.ones(ROWS, SIZE), torch.ones(SIZE, SIZE)
+
+    def is_usual(self) -> bool:
+        if not self.usual_s:
+            return True
+        return self.usual_s / TOLERANCE <= self.look() <= self.usual_s * TOLERANCE
+
+    def look(self) -> float:
+        """Core seconds of the work, the better of two."""
+        return min(self._one(), self._one())
+
+    def _one(self) -> float:
+        began_s = time.thread_time()
+        torch.matmul(self._rows, self._weights)
+        return time.thread_time() - began_s
+
+    def wait(self) -> None:
+        """Return when the pace is usual, or patience is at its end."""
+        began_s = time.monotonic()
+        while not self.is_usual() and time.monotonic() - began_s < self.patience_s:
+            time.sleep(REST_S)
+        self.patience_s -= time.monotonic() - began_s
+
+    def kept(self, action: Callable[[], T]) -> T:
+        """What the action returned when it found the usual pace before and after, or at the last try."""
+        for _ in range(TRIES):
+            self.wait()
+            found = action()
+            if self.holds():
+                break
+        return found
+
+    def holds(self) -> bool:
+        """Whether what was done since the last look counts: the pace is as usual, or no patience is left."""
+        if self.patience_s <= 0 or self.is_usual():
+            return True
+        self.again += 1
+        return False
+
+
+def usual_pace(worker: Worker, duration_s: float) -> float:
+    """Job: the lower quartile of rank 0's looks during ``duration_s``; 0 on other ranks."""
+    worker.progress.note(State.RUNNING)
+    pace, began_s, found = Pace(1.0), time.monotonic(), list[float]()
+    while worker.world.rank == 0 and time.monotonic() - began_s < duration_s:
+        found.append(pace.look())
+        time.sleep(REST_S)
+    return float(np.quantile(found, 0.25)) if found else 0.0
