@@ -167,6 +167,8 @@ def _add_allocation(commands: Commands) -> None:  # type: ignore[valid-type]
         command = _command(commands, name, f"allocation:{name}", text)
         command.add_argument("allocation", type=Path)
         _json(command)
+        if name == "explain":
+            command.add_argument("--no-flips", action="store_true", help="from the file alone: simulate nothing")
     simulate = _command(commands, "simulate", "allocation:simulate", "the timeline of one entry of a plan")
     _entry_options(simulate)
     simulate.add_argument("--trace", type=Path, metavar="FILE", help="write a Chrome/Perfetto trace")

@@ -29,6 +29,8 @@ terms
               J: every GPU held at its board's power limit (TDP) for the whole step, so no more than that
   front       no placement simulated is faster on as few GPUs (Pareto front of GPUs and step)
   runner-up   the best on other GPUs or another grid; behind: its objective over ours, less one, per cent
+  flips       where the runner-up is better, if one quantity moves and all else stays: both are simulated again;
+              GPU-seconds: GPUs held times seconds
   memory      weights, KV cache, activations and buffers of a rank; headroom: what its device has left; GB = 1e9 bytes
   proof       candidates: placements with a proved lower bound; simulated: those whose bound left them a chance;
               from optimal: (our step - the best bound left) / our step, per cent

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
+from planner.cli import main
 from planner.explain import TERMS, explain
-from planner.exploring.flips import Flip, flips_of, with_nics
+from planner.exploring.flips import Flip, _price, flips_of, with_nics
 from planner.make import make_problem
 from simulator.allocation import (
     Allocation,
@@ -25,6 +27,7 @@ from simulator.allocation import (
     Switching,
     Threshold,
 )
+from simulator.formats.files import load
 from simulator.placement import AttentionGrid
 from tests.instances import random_problem
 from tests.schemes import pooled, static, tiny_model
@@ -149,7 +152,21 @@ switching (the placements of all buckets side by side, every rank with the weigh
 {TERMS}
 """
 UNITS = ("s", "GPU-s", "ms", "µs", "ns", "GB", "tokens", "GPUs", "pool", "sequences", "candidates", "simulated", "NICs")
-UNITS += ("heads", "head", "groups", "layers", "bytes", "tensor", "are", "x", "+", "tokens/s", "GPU-hours", "J")
+UNITS += (
+    "GPU-seconds",
+    "heads",
+    "head",
+    "groups",
+    "layers",
+    "bytes",
+    "tensor",
+    "are",
+    "x",
+    "+",
+    "tokens/s",
+    "GPU-hours",
+    "J",
+)
 
 
 def test_the_explanation_is_word_for_word_what_it_was() -> None:
@@ -214,6 +231,41 @@ def test_flips_name_length_batch_and_nics_on_a_small_instance() -> None:
     problem = next(p for p in map(random_problem, range(20)) if p.cluster.num_ranks >= 4)
     choice = make_problem(problem).policy[1]
     found = list(flips_of(problem, choice))
-    assert [flip.quantity for flip in found] == (["tokens", "batch", "nics"] if choice.runner_up else [])
+    assert choice.runner_up is not None
+    assert [flip.quantity for flip in found][:3] == ["tokens", "batch", "nics"]
     fewer = with_nics(problem.cluster, 1)
     assert all(node.nics is not None and node.nics.count == 1 for node in fewer.nodes)
+
+
+def test_the_price_at_which_two_plans_cost_as_much_is_where_their_gpu_seconds_differ_by_it() -> None:
+    choice = allocation().policy[0]
+    ours, second = choice.metrics.step_s.value, choice.runner_up
+    assert second is not None
+    assert second.step_s is not None
+    cheaper = second.model_copy(update={"num_gpus": choice.num_gpus // 2})
+    (flip,) = _price(choice, cheaper)
+    assert flip.value is not None
+    behind_s = second.step_s.value - ours
+    assert flip.value * behind_s == pytest.approx(choice.num_gpus * ours - cheaper.num_gpus * second.step_s.value)
+    dearer = second.model_copy(update={"num_gpus": choice.num_gpus})
+    assert list(_price(choice, dearer)) == []  # slower on as many GPUs: at no price
+
+
+def test_explain_says_what_flips_a_choice_and_goes_on_without_its_inputs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "allocation.json"
+    assert main(["make", "two-level", "-o", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["explain", str(path)]) == 0
+    text = capsys.readouterr().out
+    assert loose_numbers(text) == []
+    flips = [line.strip() for line in text.splitlines() if line.startswith("  flips       ")]
+    made = load(path, Allocation)
+    assert len(flips) >= 3 * sum(choice.runner_up is not None for choice in made.policy) > 0
+    assert main(["explain", "--no-flips", str(path)]) == 0
+    assert "  flips       " not in capsys.readouterr().out.split("terms")[0]
+    other = made.digests.model_copy(update={"model": "0" * 64})
+    path.write_text(made.model_copy(update={"digests": other}).model_dump_json(), encoding="utf-8")
+    assert main(["explain", str(path)]) == 0
+    assert "flips were not looked for: two-level: model" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import json
 
 from planner.commands.output import say, table, to_terminal
 from simulator.allocation import Allocation
-from simulator.errors import SpecError
+from simulator.errors import AttnplanError, SpecError
 from simulator.formats.files import load, write_atomically
 from simulator.simulation.timeline import breakdown, imbalance, link_utilisation, utilisation
 from simulator.units import format_seconds
@@ -15,9 +15,14 @@ from simulator.units import format_seconds
 
 def explain(arguments: argparse.Namespace) -> int:
     from planner.explain import explain as explanation
+    from planner.exploring.flips import Flip, flips
 
-    allocation = load(arguments.allocation, Allocation)
-    text = explanation(allocation)
+    allocation, found = load(arguments.allocation, Allocation), tuple[Flip, ...]()
+    try:
+        found = () if arguments.no_flips else flips(allocation)
+    except AttnplanError as error:
+        say(f"flips were not looked for: {error}")
+    text = explanation(allocation, found)
     print(json.dumps({"explanation": text.splitlines()}, indent=2, ensure_ascii=False) if arguments.json else text)
     return 0
 

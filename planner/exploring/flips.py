@@ -1,20 +1,27 @@
 """Flips: what would change a choice, and at which value, by simulating choice and runner-up side by side.
 
-One quantity is moved, all else stays: prompt length, batch, NICs a node. Lengths are bisected to 5 % between an eighth
-and eight times the planned one; batches are doubled and halved; NICs are halved down to one.
+One quantity is moved, all else stays: prompt length, batch, NICs a node, and the price of time. Lengths are bisected to
+5 % between an eighth and eight times the planned one; batches are doubled and halved; NICs are halved down to one. The
+price needs no simulation: with n GPUs held for t seconds each, the plan with fewer GPU-seconds is the better one where
+a second of the step is worth less than (n t - n' t') / (t' - t) GPU-seconds.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from planner.evaluate import Evaluated, try_evaluate
+from planner.execution import inputs
 from planner.objective import weight
 from planner.problem import Problem
+from planner.processes import each
 from planner.space import Question
-from simulator.allocation import Allocation, Choice
+from simulator.allocation import Allocation, Alternative, Choice
 from simulator.cluster import Cluster
+from simulator.placement import Placement
 from simulator.workload import Phase
 
 REACH = 8  # how far from the planned length a flip is looked for
@@ -32,12 +39,32 @@ class Flip:
     sentence: str
 
 
-def flips(problem: Problem, allocation: Allocation) -> tuple[Flip, ...]:
-    """For every entry with a runner-up: length, batch and NICs."""
-    return tuple(flip for choice in allocation.policy for flip in flips_of(problem, choice))
+def flips(allocation: Allocation) -> tuple[Flip, ...]:
+    """For every entry with a runner-up: length, batch, NICs and price. SpecError if an input has gone or changed."""
+    found = inputs(allocation)
+    problem = Problem(
+        name=allocation.name,
+        command=allocation.command,
+        model=found.model,
+        cluster=found.cluster,
+        workload=found.workload,
+        profile_name=allocation.profile,
+        profiles=found.profiles,
+        objective=allocation.objective,
+        limits=allocation.limits,
+        sources=allocation.sources,
+    )
+    own = partial(_flips, problem, allocation)
+    return tuple(flip for some in each(own, allocation.policy, os.cpu_count() or 1) for flip in some)
 
 
-def flips_of(problem: Problem, choice: Choice) -> Iterator[Flip]:
+def _flips(problem: Problem, allocation: Allocation, choice: Choice) -> list[Flip]:
+    cache = allocation.choice("decode", choice.tokens).placement if choice.phase == "prefill" else None
+    return list(flips_of(problem, choice, cache))
+
+
+def flips_of(problem: Problem, choice: Choice, cache: Placement | None = None) -> Iterator[Flip]:
+    """``cache``: where a prefill leaves its keys and values."""
     second = choice.runner_up
     if second is None or second.placement is None:
         return
@@ -48,7 +75,7 @@ def flips_of(problem: Problem, choice: Choice) -> Iterator[Flip]:
 
     def leads(problem: Problem, question: Question) -> bool | None:
         """Whether the choice still beats the runner-up; None where one of them is impossible."""
-        times = [try_evaluate(problem, question, one, None) for one in (choice.placement, other)]
+        times = [try_evaluate(problem, question, one, cache) for one in (choice.placement, other)]
         if not all(isinstance(time, Evaluated) for time in times):
             return None
         ours, theirs = (time for time in times if isinstance(time, Evaluated))
@@ -59,6 +86,7 @@ def flips_of(problem: Problem, choice: Choice) -> Iterator[Flip]:
     yield _length(problem, question, choice, name, leads)
     yield _batch(problem, question, choice, name, leads)
     yield _nics(problem, question, choice, name, leads)
+    yield from _price(choice, second)
 
 
 Leads = Callable[[Problem, Question], bool | None]
@@ -97,6 +125,19 @@ def _nics(problem: Problem, question: Question, choice: Choice, name: str, leads
             return _flip(choice, "nics", count, f"{name} is better with {count} NICs a node [assumed]")
         count //= 2
     return _flip(choice, "nics", None, f"fewer than {most} NICs a node do not make {name} better [assumed]")
+
+
+def _price(choice: Choice, second: Alternative) -> Iterator[Flip]:
+    """What a second must be worth, where one of the two is faster and the other takes fewer GPU-seconds."""
+    ours = choice.metrics.step_s
+    if second.step_s is None or second.step_s.value == ours.value:
+        return
+    held, theirs = choice.num_gpus * ours.value, second.num_gpus * second.step_s.value
+    worth = (held - theirs) / (second.step_s.value - ours.value)
+    if worth > 0:
+        side = "less" if second.step_s.value > ours.value else "more"
+        text = f"{second.name} is better where a second of the step is worth {side} than {worth:,.3g} GPU-seconds"
+        yield _flip(choice, "price", worth, f"{text} [{ours.tag}]")
 
 
 def with_nics(cluster: Cluster, count: int) -> Cluster:
