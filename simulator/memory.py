@@ -14,16 +14,14 @@ from dataclasses import dataclass, replace
 
 from simulator import program as p
 from simulator.cluster import Gpu
-from simulator.costs.work import LSE_BYTES, TOKEN_BYTES, contiguous_rows
+from simulator.costs.work import TOKEN_BYTES
 from simulator.model import Model
-from simulator.tile import num_tokens
+from simulator.storages import live_bytes
 from simulator.units import DTYPE_BYTES, MiB
 from simulator.weight_image import image_of
-from simulator.workspace import Machine, allocated_rows, angle_bytes, only_splits, received_bytes, workspace_bytes
+from simulator.workspace import GPUS, Machine, angle_bytes
 
 CUDA_CONTEXT_BYTES = 512 * MiB  # assumed: driver context and loaded kernels of a process
-GPUS = Machine()
-BEFORE, AFTER = 0, 1  # an operation computes
 COLLECTIVE_BUFFER_BYTES = 392 * MiB  # NCCL's buffers for 8 GPUs; AIConfigurator 0.12 a100_sxm.yaml, misc.nccl_mem
 
 
@@ -182,159 +180,3 @@ def peak_activation_bytes(program: p.Program, rank: int, machine: Machine = GPUS
     """Largest sum of live values while the rank's operations run in order."""
     tokens = TOKEN_BYTES * program.step.num_tokens if any("tokens" in one.reads for one in program.ranks[rank]) else 0
     return max(live_bytes(program, rank, machine), default=0) + angle_bytes(program.ranks[rank]) + tokens
-
-
-def live_bytes(program: p.Program, rank: int, machine: Machine = GPUS) -> list[int]:
-    """Live values at every operation's own peak, with what it holds besides: what it waits for has just arrived."""
-    operations, found = program.ranks[rank], list[int]()
-    storages = Storages(operations)
-    expiring = storages.expiring()
-    live: dict[str, int] = {}
-    now = 0
-    for index, operation in enumerate(operations):
-        peak = now + storages.arriving(index, program.dtype, machine)
-        for name in expiring.get((index, BEFORE), ()):
-            now -= live.pop(name, 0)
-        for name, num_bytes in storages.written(operation, program.dtype).items():
-            live[name] = live.get(name, 0) + num_bytes
-            now += num_bytes
-        copied = operation.num_bytes if isinstance(operation, p.Send) and operation.reads[0] in storages.views else 0
-        found.append(max(peak, now + copied + workspace_bytes(operation, program.dtype, machine)))
-        for name in expiring.get((index, AFTER), ()):
-            now -= live.pop(name, 0)
-    return found
-
-
-class Storages:
-    """Which of a rank's values share memory, and until when. ``views``: values that are parts of each row of another;
-    where rows of one have to follow one another, they are copied."""
-
-    def __init__(self, operations: Sequence[p.Operation]) -> None:
-        self.operations = operations
-        self.owner: dict[str, str] = {}
-        self.views: set[str] = set()
-        self.collectives: dict[str, p.Collective] = {}
-        self.last: dict[str, int] = {}
-        self.first: dict[str, int] = {}
-        for index, operation in enumerate(operations):
-            for name in (*operation.reads, *operation.writes):
-                self.last[name] = index
-            for name in operation.reads:
-                self.first.setdefault(name, index)
-        for index, operation in enumerate(operations):
-            self._share(index, operation)
-
-    def _share(self, index: int, operation: p.Operation) -> None:
-        owner = self.owner
-        match operation:
-            case p.Slice(reads=(source, *_), writes=(part,)) if source not in self.views and is_view(operation):
-                owner[part] = owner.get(source, source)
-            case p.Rope(reads=(source, *_), writes=(query, *_)):
-                whole = owner.get(source, source) if only_splits(operation) else query
-                owner.update(dict.fromkeys(operation.writes, whole))
-                self.views.update(operation.writes)
-            case p.Collective(reads=(source, *_), writes=(result,), kind=kind):
-                self.collectives[result] = operation
-                if kind == "all_reduce" and self.last[source] == index and source not in owner:
-                    owner[result] = source
-
-    def expiring(self) -> dict[tuple[int, int], list[str]]:
-        """Storages by the operation AFTER which nobody reads them, or BEFORE which the collective that did is done."""
-        last: dict[str, tuple[int, int]] = {}
-        for name, at in self.last.items():
-            whole = self.owner.get(name, name)
-            last[whole] = max(last.get(whole, (0, BEFORE)), (at, AFTER))
-        for name, collective in self.collectives.items():
-            for source in collective.reads:
-                whole = self.owner.get(source, source)
-                last[whole] = max(last[whole], (self.first.get(name, 0), BEFORE))
-        found: dict[tuple[int, int], list[str]] = {}
-        for name, moment in last.items():
-            found.setdefault(moment, []).append(name)
-        return found
-
-    def arriving(self, index: int, dtype: str, machine: Machine) -> int:
-        """What the collectives have received whose values the operation is the first to read."""
-        reads = (name for name in self.operations[index].reads if self.first[name] == index)
-        collectives = (self.collectives[name] for name in reads if name in self.collectives)
-        return sum(received_bytes(one, dtype, machine) for one in collectives)
-
-    def written(self, operation: p.Operation, dtype: str) -> dict[str, int]:
-        """Bytes that an operation adds to each storage."""
-        found: dict[str, int] = {}
-        if isinstance(operation, p.Slice) and operation.writes[0] not in self.owner:
-            return {operation.writes[0]: _part_elements(operation) * DTYPE_BYTES[dtype]}
-        if isinstance(operation, p.Rope) and only_splits(operation):
-            return {}
-        if isinstance(operation, p.Collective) and operation.writes[0] in self.owner:
-            return {}
-        for name, num_bytes in output_bytes(operation, dtype).items():
-            whole = self.owner.get(name, name)
-            found[whole] = found.get(whole, 0) + num_bytes
-        return found
-
-
-def is_view(operation: p.Slice) -> bool:
-    return contiguous_rows(operation.batch, operation.source, operation.target) is not None
-
-
-def _part_elements(operation: p.Slice) -> int:
-    return num_tokens(operation.target.block, operation.batch) * operation.target.num_cells * operation.row_width
-
-
-def output_bytes(operation: p.Operation, dtype: str) -> dict[str, int]:
-    """Bytes of every value an operation writes (views and caches: 0)."""
-    if isinstance(operation, (p.Send, p.Store)):
-        return {}
-    if isinstance(operation, p.Recv):  # with sends, most of a program
-        return {operation.writes[0]: operation.num_bytes}
-    elements = _output_elements(operation)
-    size = DTYPE_BYTES[dtype]
-    match operation:
-        case p.Attention(writes=(output, lse)):
-            heads = operation.heads[1] - operation.heads[0]
-            return {output: elements * size, lse: operation.num_tokens * heads * LSE_BYTES}
-        case p.Rope(writes=(query, *keys)):
-            row = operation.num_tokens * operation.head_dim * size
-            return {query: row * operation.heads} | dict.fromkeys(keys, row * 2 * operation.kv_heads // len(keys))
-        case p.Route(writes=(name,)):
-            return {name: operation.num_tokens * operation.top_k * 3 * TOKEN_BYTES}
-        case p.Sample(writes=(name,)):
-            return {name: operation.rows * TOKEN_BYTES}
-        case _:
-            return {operation.writes[0]: elements * size}
-
-
-def _output_elements(operation: p.Operation) -> int:
-    match operation:
-        case p.Linear(num_tokens=tokens, n=width) | p.Norm(num_tokens=tokens, width=width):
-            return tokens * width
-        case p.Embed(num_tokens=tokens, weight=weight):
-            return tokens * (weight.outputs[1] - weight.outputs[0])
-        case p.Add(num_tokens=tokens, width=width) | p.Activation(num_tokens=tokens, width=width):
-            return tokens * width
-        case p.Attention(num_tokens=tokens, heads=heads, head_dim=head_dim, value_dim=value_dim):
-            return tokens * (heads[1] - heads[0]) * (value_dim or head_dim)
-        case p.Recall(num_tokens=tokens, target=target, head_dim=head_dim):
-            return tokens * 2 * target.num_columns * head_dim
-        case p.Scores(num_scores=num_scores):
-            return num_scores
-        case p.WeighValues(num_tokens=tokens, heads=heads, head_dim=head_dim):
-            return tokens * (heads[1] - heads[0]) * head_dim
-        case p.MergeAttention(num_tokens=tokens, heads=num_heads, head_dim=head_dim):
-            return tokens * num_heads * head_dim
-        case p.Dispatch(hidden=hidden):
-            return allocated_rows(operation) * hidden
-        case p.Experts(hidden=hidden, peers=peers):
-            return allocated_rows(operation) * peers * hidden
-        case p.Combine(num_tokens=tokens, hidden=hidden):
-            return tokens * hidden
-        case p.Slice():
-            return 0 if is_view(operation) else _part_elements(operation)
-        case p.Concat(batch=batch, target=target, row_width=width):
-            return num_tokens(target.block, batch) * target.num_cells * width
-        case p.Collective(shape=shape, kind=kind, ranks=ranks):
-            scale = {"all_gather": len(ranks), "reduce_scatter": 1 / len(ranks)}.get(kind, 1)
-            return int(shape[0] * shape[1] * scale)
-        case _:
-            return 0

@@ -14,16 +14,15 @@ from simulator.costs.work import TOKEN_BYTES
 from simulator.memory import (
     COLLECTIVE_BUFFER_BYTES,
     CUDA_CONTEXT_BYTES,
-    GPUS,
     alike_weights,
     cache_bytes,
     num_parameters,
-    output_bytes,
     weight_slices,
 )
 from simulator.model import Model
 from simulator.units import DTYPE_BYTES
-from simulator.workspace import Machine, angle_bytes, received_bytes, workspace_bytes
+from simulator.value_bytes import output_bytes
+from simulator.workspace import GPUS, Machine, angle_bytes, received_bytes, workspace_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,9 @@ class Machine:
         return len({self.nodes[rank] for rank in ranks}) if self.nodes else 1
 
 
+GPUS = Machine()
+
+
 def workspace_bytes(operation: p.Operation, dtype: str, machine: Machine) -> int:
     """Bytes beyond the values written, at the operation's own peak."""
     size = DTYPE_BYTES[dtype]

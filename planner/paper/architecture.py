@@ -26,9 +26,9 @@ from planner.paper.steps import cluster, kv_bytes_per_sequence, model, nodes, pr
 from simulator import program as p
 from simulator.fabric.collectives import tree_depth
 from simulator.lowering import lower
-from simulator.memory import is_view
 from simulator.serving.pool_policy import DOCUMENTS_RULE
 from simulator.units import format_bytes
+from simulator.value_bytes import is_view
 from simulator.workload import prefill_step
 
 Rows = tuple[Statement, ...]
