@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from executor.progress import State
+from executor.supervisor import Supervisor
 from executor.worker import Worker
 
 SIZE = 2048  # 16 MB of weights in fp32: beyond a core's own caches
@@ -73,6 +74,28 @@ class Pace:
             return True
         self.again += 1
         return False
+
+
+def at_usual_pace(world: Supervisor, usual_s: float, measure: Callable[[], T]) -> T:
+    """What ``measure`` found on the world's ranks while rank 0's pace was the usual one before and after."""
+    for _ in range(TRIES):
+        world.run(wait_for_pace, usual_s)
+        found = measure()
+        if world.run(has_pace, usual_s)[0]:
+            break
+    return found
+
+
+def wait_for_pace(worker: Worker, usual_s: float) -> None:
+    """Job: rank 0 waits for the usual pace."""
+    worker.progress.note(State.RUNNING)
+    Pace(usual_s if worker.world.rank == 0 else 0.0).wait()
+
+
+def has_pace(worker: Worker, usual_s: float) -> bool:
+    """Job: whether rank 0's pace is the usual one."""
+    worker.progress.note(State.RUNNING)
+    return Pace(usual_s if worker.world.rank == 0 else 0.0).is_usual()
 
 
 def usual_pace(worker: Worker, duration_s: float) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from executor.pace import PATIENCE_S, TRIES, Pace
+from executor.pace import PATIENCE_S, TRIES, Pace, at_usual_pace, usual_pace
+from executor.supervisor import Supervisor
 
 
 def runs_until_kept(pace: Pace) -> int:
@@ -42,3 +43,17 @@ def test_what_was_done_as_the_pace_changed_does_not_count() -> None:
     pace = Pace(1e-9, patience_s=60.0)
     assert not pace.holds()
     assert pace.again == 1
+
+
+def test_a_world_measures_again_what_its_first_rank_found_at_another_pace() -> None:
+    found = []
+
+    def measure() -> int:
+        found.append(len(found))
+        return len(found)
+
+    with Supervisor(2, timeout_s=60) as world:
+        assert at_usual_pace(world, 0.0, measure) == 1
+        (usual_s, nobody) = world.run(usual_pace, 0.3)
+        assert usual_s > 0.0 == nobody
+        assert at_usual_pace(world, usual_s, measure) == len(found) <= 1 + TRIES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +19,7 @@ from calibration.turns import Question, turn_share
 from executor import world_timing
 from executor.emulated_hosts import seats_here
 from executor.environment import cpu_name
-from executor.pace import usual_pace
+from executor.pace import at_usual_pace, usual_pace
 from executor.step_timing import time_steps
 from executor.supervisor import Supervisor
 from executor.timing import time_kernels
@@ -84,9 +85,9 @@ def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple
     profile_path, cluster_path = folder / f"profile-{cluster.name}.json", folder / f"cluster-{cluster.name}.json"
     if profile_path.exists() and cluster_path.exists():
         return load(cluster_path, Cluster), load_profile(profile_path)
-    measured = measured_place(folder, cluster, world)
-    cluster = with_nic_latency(cluster, world)
     pace_s = usual_s(folder, world)
+    measured = measured_place(folder, cluster, world, pace_s)
+    cluster = at_usual_pace(world, pace_s, lambda: with_nic_latency(cluster, world))
     lessons = [one for cell in teaching_cells(cluster.name) for one in lessons_of(cell, world, pace_s)]
     profile = taught(measured, cluster, lessons)
     write_atomically(folder / f"measured-{cluster.name}.json", to_json(measured))
@@ -105,18 +106,18 @@ def lessons_of(cell: Cell, world: Supervisor, pace_s: float) -> list[Lesson]:
     ]
 
 
-def measured_place(folder: Path, cluster: Cluster, world: Supervisor) -> Profile:
+def measured_place(folder: Path, cluster: Cluster, world: Supervisor, pace_s: float) -> Profile:
     """The kernels with this world's hosts, messages and collectives."""
     kernels, ranks = load_profile(folder / "kernels.json"), cluster.nodes[0].gpus
-    times = world_timing.time_messages(world)
+    times = at_usual_pace(world, pace_s, lambda: world_timing.time_messages(world))
     latency_s, bytes_per_s = world_timing.latency_and_bandwidth(times)
     timed = [
         one
         for kind in world_timing.COLLECTIVE_KINDS
         for num_ranks in range(2, ranks + 1)
-        for one in world_timing.time_collective(world, kind, num_ranks)
+        for one in at_usual_pace(world, pace_s, partial(world_timing.time_collective, world, kind, num_ranks))
     ]
-    host = measured_host(cluster, world, times, timed)
+    host = at_usual_pace(world, pace_s, lambda: measured_host(cluster, world, times, timed))
     host = host.model_copy(update={"view_s": kernels.host.view_s if kernels.host else 0.0})
     rows = tuple(TimedRow(one.kernel, one.seconds, SOURCE) for one in timed)
     source = f"{SOURCE}: ping-pong of two ranks"
