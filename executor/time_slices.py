@@ -20,9 +20,10 @@ SLICE_S = 0.3e-3  # a hundred times what a switch between two ranks costs
 
 
 def ask_for_slices(seconds: float = SLICE_S) -> bool:
-    """Ask for slices of ``seconds`` for this thread and those it starts; whether the kernel agreed."""
+    """Ask for slices of ``seconds`` for this thread and those it starts; whether the kernel agreed. A thread that was
+    started idle, in batch or real-time stays so."""
     number = SYSCALL.get(platform.machine())
-    if platform.system() != "Linux" or number is None:
+    if platform.system() != "Linux" or number is None or os.sched_getscheduler(0) != SCHED_OTHER:
         return False
     nice = os.getpriority(os.PRIO_PROCESS, 0)  # as it was
     attributes = SCHED_ATTR.pack(SCHED_ATTR.size, SCHED_OTHER, 0, nice, 0, round(seconds * 1e9), 0, 0, 0, 0)

@@ -27,3 +27,14 @@ def test_where_nobody_can_be_asked_nothing_changes(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("platform.machine", lambda: "abacus")
     assert not time_slices.ask_for_slices()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's policies")
+def test_who_runs_when_the_machine_is_idle_goes_on_doing_so() -> None:
+    code = (
+        "import os; from executor.time_slices import ask_for_slices; "
+        "os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0)); "
+        "print(ask_for_slices(), os.sched_getscheduler(0) == os.SCHED_IDLE)"
+    )
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert text.split() == ["False", "True"]
