@@ -22,7 +22,7 @@ from executor.worker import Worker
 SIZE = 2048  # 16 MB of weights in fp32: beyond a core's own caches
 ROWS = 64
 TOLERANCE = 1.3  # a look on a quiet machine varies by a tenth
-PATIENCE_S = 30.0  # of one pace, in all
+PATIENCE_S = 10.0  # of one pace, in all
 REST_S = 0.1
 TRIES = 4
 
@@ -79,17 +79,19 @@ class Pace:
 def at_usual_pace(world: Supervisor, usual_s: float, measure: Callable[[], T]) -> T:
     """What ``measure`` found on the world's ranks while rank 0's pace was the usual one before and after."""
     for _ in range(TRIES):
-        world.run(wait_for_pace, usual_s)
+        came = world.run(wait_for_pace, usual_s)[0]
         found = measure()
-        if world.run(has_pace, usual_s)[0]:
+        if not came or world.run(has_pace, usual_s)[0]:
             break
     return found
 
 
-def wait_for_pace(worker: Worker, usual_s: float) -> None:
-    """Job: rank 0 waits for the usual pace."""
+def wait_for_pace(worker: Worker, usual_s: float) -> bool:
+    """Job: rank 0 waits for the usual pace; whether it came before patience was at its end."""
     worker.progress.note(State.RUNNING)
-    Pace(usual_s if worker.world.rank == 0 else 0.0).wait()
+    pace = Pace(usual_s if worker.world.rank == 0 else 0.0)
+    pace.wait()
+    return pace.patience_s > 0
 
 
 def has_pace(worker: Worker, usual_s: float) -> bool:
