@@ -48,11 +48,11 @@ def boxes_of(question: Question, rates: Rates, *, parts: int | None, few: int = 
         return ()
     found = []
     for order in range(len(question.orders)):
+        fitting = [base for base in bases(question) if fits_alone(question, base)]
+        floors = {base: _floor_s(question, rates, parts, order, base) for base in fitting}
         for joined, scheme in ((False, Scheme.POOL), (True, Scheme.JOINED)):
-            for base in bases(question):
-                count = counts[joined].get(base, 0)
-                if count and fits_alone(question, base):
-                    floor_s = _floor_s(question, rates, parts, order, base)
+            for base, floor_s in floors.items():
+                if count := counts[joined].get(base, 0):
                     found.append(Box(scheme, order, base, count, base + 1, floor_s))
     return tuple(found)
 

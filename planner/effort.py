@@ -2,8 +2,8 @@
 
 Counted before anything is lowered: operations of the ranks that a fold leaves, messages of an attention layer between
 them, and how many of those share links, as the max-min fair rates of n flows take longer than n times one. Constants
-are seconds of one core of this project's machine, rounded from context-parallel prefills of 16 to 40 replicas (within
-a factor of two); the same inputs always give the same effort.
+are seconds of one core of this project's machine when others use it too, rounded from context-parallel prefills of 16
+to 40 replicas (within a factor of two); the same inputs always give the same effort.
 """
 
 from __future__ import annotations
@@ -17,20 +17,25 @@ from planner.candidate import Scheme, Table, num_gpus
 from planner.depth import DEPTHS
 from planner.question import Question
 
-OPERATION_S, MESSAGE_S = 12e-6, 60e-6
+OPERATION_S, MESSAGE_S = 20e-6, 100e-6
 CROWD = 500.0  # flows at a time from which their number matters
 OPERATIONS = 15  # of a rank in a layer, beside messages
-ORDINARY_S, LONG_S = 3.0, 0.06  # up to the first counts as one simulation, every further one of the second as one more
+ORDINARY_S = 0.3  # what counts as one simulation
 
 
 def effort(question: Question, table: Table) -> Array:
     """Ordinary simulations that each candidate's counts as; 1 at least."""
+    return np.maximum(seconds(question, table) / ORDINARY_S, 1.0)
+
+
+def seconds(question: Question, table: Table) -> Array:
+    """Of one core, for each candidate's simulation."""
     layers, micro = _layers(question, table), table["micro_batches"].astype(np.float64)
     blocks = _blocks(question, table)
     messages, flows = _messages(question, table, blocks)
     ranks = num_gpus(table) / blocks
     layer_s = ranks * OPERATIONS * OPERATION_S + messages * MESSAGE_S * (1 + (flows / CROWD) ** 2)
-    return np.asarray(1.0 + np.maximum(layers * micro * layer_s - ORDINARY_S, 0.0) / LONG_S)
+    return np.asarray(layers * micro * layer_s)
 
 
 def _layers(question: Question, table: Table) -> Numbers:
@@ -41,11 +46,13 @@ def _layers(question: Question, table: Table) -> Numbers:
 
 
 def _blocks(question: Question, table: Table) -> Numbers:
-    """Blocks that a fold of even head cuts leaves one of; pipelines and separated experts do not fold."""
+    """Blocks that a fold of even head cuts leaves one of; pipelines and separated experts do not fold, nor do pools
+    whose base is wider than a node."""
     model = question.model
     foldable = (table["stages"] == 1) & (table["scheme"] != Scheme.SEPARATED) & (table["scheme"] != Scheme.TWO_LEVEL)
     alike = gcd(model.num_attention_heads, model.num_key_value_heads)
     pooled = np.isin(table["scheme"], (Scheme.POOL, Scheme.JOINED))
+    foldable &= ~(pooled & (table["tensor"] > question.node_gpus))
     cut = np.where(pooled, np.gcd(table["tensor"], table["heads"]), table["tensor"]).astype(np.int64)
     return np.where(foldable & (table["dealing"] == 0), np.gcd(cut, alike), 1)
 

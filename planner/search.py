@@ -140,8 +140,8 @@ def race(
     ``beside``: programs whose memory must fit too; ``rows``: a mask of the candidates that take part; ``limit``:
     ordinary simulations at most (``effort.py``; then the gap is stated)."""
     found = Race(question, _frontier(problem, question, cache, rows), cache)
-    least, extra = np.inf, 0
-    for row in _promising(found, _slo_s(problem, question), most=np.inf if limit is None else limit):
+    least, extra, slo_s = np.inf, 0, _slo_s(problem, question)
+    for row in _promising(found, slo_s, most=np.inf if limit is None else limit):
         if found.scores[row] > found.best_score:
             if found.runner_up() is not None or extra == RUNNER_UPS:
                 break
@@ -153,6 +153,8 @@ def race(
             continue
         second = found.runner_up()
         _try(problem, found, row, beside, np.inf if second is None else second.score)
+    if limit is not None:
+        least = min(least, found.frontier.least_beyond(limit, below=found.best_score, slo_s=slo_s))
     if not np.isfinite(found.best_score) and np.isfinite(least):
         _try_cheapest(problem, found, beside)
     if not np.isfinite(found.best_score):
@@ -171,7 +173,7 @@ def _try_cheapest(problem: Problem, found: Race, beside: tuple[Program, ...]) ->
     slo_s = _slo_s(problem, found.question)
     for row in np.lexsort((found.scores, found.frontier.efforts)).tolist():
         raced = row in found.simulated or row in found.refused
-        if not raced and (slo_s is None or found.bounds[row] <= slo_s):
+        if not raced and found.bounds[row] <= slo_s:
             _try(problem, found, row, beside, np.inf)
         if np.isfinite(found.best_score):
             break
@@ -182,7 +184,7 @@ def try_pools(problem: Problem, found: Race, beside: tuple[Program, ...], *, sim
     most (None: until no other can be better)."""
     most, boxes, looked_at = (np.inf, None, None) if simulations is None else (POOL_EFFORT, 1, LOOKED_AT)
     rising = islice(found.frontier.rising(POOLS, most=most, boxes=boxes), looked_at)
-    slo_s = np.inf if (given := _slo_s(problem, found.question)) is None else given
+    slo_s = _slo_s(problem, found.question)
     cheap = (row for row in rising if found.frontier.efforts[row] <= most and found.bounds[row] <= slo_s)
     for row in islice(cheap, simulations):
         best = found.best_pool()
@@ -208,8 +210,10 @@ def try_static(problem: Problem, found: Race, beside: tuple[Program, ...]) -> No
     found.gap = max(0.0, 1.0 - (1.0 - found.gap) * before / found.best_score)
 
 
-def _slo_s(problem: Problem, question: Question) -> float | None:
-    return problem.limits.ttft_slo_s if question.phase == "prefill" else problem.limits.tpot_slo_s
+def _slo_s(problem: Problem, question: Question) -> float:
+    """Infinite where none is asked for."""
+    slo_s = problem.limits.ttft_slo_s if question.phase == "prefill" else problem.limits.tpot_slo_s
+    return np.inf if slo_s is None else slo_s
 
 
 def _frontier(problem: Problem, question: Question, cache: Placement | None, rows: Mask | None) -> Frontier:
@@ -224,10 +228,10 @@ def _frontier(problem: Problem, question: Question, cache: Placement | None, row
     return Frontier(problem, question, parts, fitting(question, table), list(closed))
 
 
-def _promising(found: Race, slo_s: float | None, *, most: float) -> Iterator[int]:
+def _promising(found: Race, slo_s: float, *, most: float) -> Iterator[int]:
     """Rows by rising score bound, then fewer GPUs; none whose bound already misses the SLO."""
     for row in found.frontier.rising(most=most):
-        if slo_s is None or found.bounds[row] <= slo_s:
+        if found.bounds[row] <= slo_s:
             yield row
 
 
@@ -245,7 +249,7 @@ def _try(problem: Problem, found: Race, row: int, beside: tuple[Program, ...], w
         return
     found.simulated[row] = evaluated
     step_s = step_interval(problem, evaluated).p95 if problem.limits.slo_quantile == "p95" else evaluated.step_s
-    if slo_s is not None and step_s > slo_s:
+    if step_s > slo_s:
         found.refused[row] = f"{step_s:.4g} s ({problem.limits.slo_quantile}) misses the SLO of {slo_s:.4g} s"
         return
     short = shortage(problem, [evaluated.program, *beside])
@@ -262,7 +266,7 @@ def _why_nothing(problem: Problem, found: Race) -> str:
     question = found.question
     place = f"{problem.name}: {question.phase} of {question.batch} × {question.tokens} tokens"
     if not found.refused:
-        slo_s = problem.limits.ttft_slo_s if question.phase == "prefill" else problem.limits.tpot_slo_s
+        slo_s = _slo_s(problem, question)
         return f"{place}: no candidate can meet the SLO of {slo_s} s; the best bound is {found.bounds.min():.4g} s"
     row = min(found.refused, key=lambda row: (found.scores[row], row))
     return (

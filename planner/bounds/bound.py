@@ -67,7 +67,7 @@ def num_cells(table: Table, rates: Rates) -> Numbers:
     blocks = np.where(pooled & rates.thin, 1, np.maximum(table["queries"], replicas))
     if rates.thin:
         blocks = np.minimum(blocks, 2)
-    elif not rates.roofline:  # a race looks at every pair of replicas
+    elif not (rates.roofline or rates.solo):  # a race looks at every pair of replicas
         blocks = blocks * np.maximum(replicas // RACED_AS_ONE, 1)
     return np.asarray(blocks, dtype=np.int64)
 

@@ -28,7 +28,7 @@ from planner.bounds.layer import (
 from planner.bounds.network import Network, network_of
 from planner.bounds.race import LAYERS, REPLICAS, Leg, needed_tokens, run_leg
 from planner.bounds.rates import Array, Numbers, Rates
-from planner.bounds.shares import Dealt, block_edges
+from planner.bounds.shares import Dealt, block_edges, largest_block
 from planner.space import Question, Table
 from simulator.costs.work import LSE_BYTES
 from simulator.model import Layer
@@ -53,11 +53,12 @@ def context_bound(question: Question, table: Table, rates: Rates, parts: int | N
         for layer, num in layer_kinds(question).items():
             work = works[layer] = _replica_layer(question, table, rates, network, cells, dealt, layer, tokens)
             own = own + num * (work.before + work.attention + work.after)
-            arrives = work.inbound + np.where(wide["streams"] > 1, work.last, work.attention)
+            hop_s = np.where(work.inbound > 0, network.latency_s, 0.0)
+            arrives = hop_s + work.inbound + np.where(wide["streams"] > 1, work.last, work.attention)
             rest = np.maximum(arrives, work.attention) + work.after
             raced = raced + num * (cells.least(work.before) + cells.least(rest))
             totals += used[cells.row] * num * np.stack((work.compute, work.inbound, work.outbound))
-        if question.phase == "prefill" and cells.whole:
+        if question.phase == "prefill" and cells.whole and not rates.solo:
             raced = np.maximum(raced, ends + _raced(question, table, rates, network, cells, dealt, works, head))
         chain = np.maximum(chain, used * np.maximum(ends + cells.most(own), raced))
     return np.maximum(chain, cells.most(totals.max(axis=0)))
@@ -179,14 +180,24 @@ def _replica_layer(
         joined, merged = _piece_copies(question, wide, rates, cells, work)
         attention, last = work.seconds + joined, work.last_s
         after = after + merged
-        if cells.whole:
-            inbound = network.keys_seconds(question, table, rates, work.keys, work.queries, cells)
+        held = _most_queries(question, table, cells, dealt, work.queries)
+        inbound = network.keys_seconds(question, table, rates, work.keys, held, cells)
+        inbound = np.where(wide["ring"] == 0, inbound, 0.0)
         first = (cells.block == 0) & (wide["ring"] == 0) & (not layer.window)
         outbound = np.where(first, network.sent_seconds(question, table, rates, work.queries, cells), 0.0)
     used = tokens > 0
     compute = np.where(used, base.before + after + attention, 0.0)
     after = np.where(used, after + 2 * base.reduce, 0.0)
     return ReplicaWork(np.where(used, base.before, 0.0), attention, last, after, compute, inbound, outbound)
+
+
+def _most_queries(question: Question, table: Table, cells: Cells, dealt: Dealt, queries: Array) -> Array:
+    """Query tokens that no replica of a candidate has more of."""
+    if cells.whole:
+        return cells.most(queries)
+    replicas, rule = (table[name].astype(np.int64) for name in ("replicas", "rule"))
+    block = largest_block(question.tokens, replicas, rule, causal=question.model.causal)
+    return (dealt.total * block).astype(np.float64)
 
 
 def _piece_copies(

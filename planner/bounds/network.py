@@ -33,16 +33,15 @@ class Network:
     latency_s: float
 
     def keys_seconds(
-        self, question: Question, table: Table, rates: Rates, keys: Array, queries: Array, cells: Cells
+        self, question: Question, table: Table, rates: Rates, keys: Array, most: Array, cells: Cells
     ) -> Array:
-        """Seconds for the keys that a replica's rank sees and no replica of its node has, through its NIC."""
+        """Seconds for the keys that a replica's rank sees and no replica of its node has, through its NIC, without
+        latency: others send while one waits for it. ``most``: query tokens that no replica has more of."""
         held = first_heads(question, table["heads"].astype(np.int64)).keys
-        near = self.near(question, table) * cells.most(queries)
+        near = self.near(question, table) * most
         remote = np.maximum(keys - near[cells.row], 0.0)
         num_bytes = remote * 2 * held[cells.row] * question.model.head_dim * rates.size
-        if self.latency_s == 0.0:
-            return np.zeros(len(cells.row))
-        return np.where(remote > 0, self.latency_s, 0.0) + num_bytes / self.nic_bytes_per_s
+        return np.asarray(num_bytes / self.nic_bytes_per_s)
 
     def sent_seconds(self, question: Question, table: Table, rates: Rates, queries: Array, cells: Cells) -> Array:
         """Seconds for the first block's keys, which every other replica needs, to leave for other nodes one by one."""

@@ -45,7 +45,8 @@ class Rates:
     """Prices on a cluster. ``cluster`` is as measured (``simulator.costs.pricing``). ``roofline``: kernels at the floor
     under every prediction (FLOPs and bytes at peak) instead of the prediction itself: lower, and fifty times faster.
     ``thin``: of a pool's query blocks only the last is looked at, of replicas the first and the last: lower again, and
-    no larger for a thousand."""
+    no larger for a thousand. ``solo``: replicas' own streams and links alone, not their race, which looks at all
+    pairs."""
 
     cluster: Cluster
     profiles: Mapping[str, Profile]
@@ -53,6 +54,7 @@ class Rates:
     topology: Topology
     roofline: bool = False
     thin: bool = False
+    solo: bool = False
     collectives: dict[Call, float] = field(default_factory=dict, compare=False, repr=False)
 
     def as_roofline(self) -> Rates:
@@ -60,8 +62,12 @@ class Rates:
         return replace(self, roofline=True)
 
     def as_thin(self) -> Rates:
-        """The same with ``roofline`` and ``thin`` set."""
-        return replace(self, roofline=True, thin=True)
+        """The same with ``thin`` set."""
+        return replace(self, thin=True)
+
+    def as_solo(self) -> Rates:
+        """The same with ``solo`` set."""
+        return replace(self, solo=True)
 
     @property
     def size(self) -> int:

@@ -19,6 +19,7 @@ from planner.bounds.layer import (
     Base,
     base_layer,
     dense_layer,
+    distinct_pairs,
     embed_seconds,
     end_seconds,
     head_seconds,
@@ -29,7 +30,7 @@ from planner.bounds.network import network_of
 from planner.bounds.race import LAYERS, REPLICAS
 from planner.bounds.rates import Array, Numbers, Rates
 from planner.bounds.ring_race import Rounds, run_rounds
-from planner.bounds.shares import Dealt, block_edges, ceil_div
+from planner.bounds.shares import Dealt, block_edges, largest_block
 from planner.candidate import Table
 from planner.question import Question
 from simulator.costs.work import LSE_BYTES
@@ -44,6 +45,7 @@ def ring_bound(question: Question, table: Table, rates: Rates, parts: int | None
     where kernels are predicted: a roofline's bound is only the first of two."""
     replicas = table["replicas"].astype(np.int64)
     last = _edges(question, table, replicas - 1)
+    rate = _border_rates(question, table, rates)
     chain, compute, network = np.zeros((3, len(table)))
     for used, dealt, _ in micro_batches(question, table, parts):
         tokens = dealt.total * (last[1] - last[0] + last[3] - last[2])
@@ -55,18 +57,19 @@ def ring_bound(question: Question, table: Table, rates: Rates, parts: int | None
             through = through + used * num * (kernels + np.where(tokens > 0, 2 * base.reduce, 0.0))
             compute = compute + used * num * kernels
             if not layer.window:
-                network = network + used * num * _border_seconds(question, table, rates, dealt.total)
+                network = network + used * num * _border_seconds(question, table, rates, dealt.total, rate)
         chain = np.maximum(chain, through)
-    if not rates.roofline and not any(layer.window for layer in question.model.layers):
+    if not (rates.roofline or rates.solo) and not any(layer.window for layer in question.model.layers):
         chain = np.maximum(chain, _raced(question, table, rates, parts))
     return np.maximum(chain, np.maximum(compute, network))
 
 
 def border_bound(question: Question, table: Table, rates: Rates, parts: int | None) -> Array:
     """The busiest border alone."""
+    rate = _border_rates(question, table, rates)
     passing = sum(num for layer, num in layer_kinds(question).items() if not layer.window)
     each = (
-        used * _border_seconds(question, table, rates, dealt.total)
+        used * _border_seconds(question, table, rates, dealt.total, rate)
         for used, dealt, _ in micro_batches(question, table, parts)
     )
     return np.asarray(passing * sum(each, np.zeros(len(table))))
@@ -235,37 +238,37 @@ def _chunks(
     return found
 
 
-def _border_seconds(question: Question, table: Table, rates: Rates, sequences: Numbers) -> Array:
+def _border_seconds(question: Question, table: Table, rates: Rates, sequences: Numbers, rate: Array) -> Array:
     """All blocks but one (the largest) over the NICs of a replica that shares no node with the one before it."""
     keys = first_heads(question, table["heads"].astype(np.int64))
     least = question.model.num_attention_heads // table["heads"].astype(np.int64)
     columns = np.minimum(-(-least // question.model.heads_per_kv_head), keys.keys)
-    tokens = np.maximum(question.tokens - _largest_block(question, table), 0)
+    replicas, rule = (table[name].astype(np.int64) for name in ("replicas", "rule"))
+    largest = largest_block(question.tokens, replicas, rule, causal=question.model.causal)
+    tokens = np.maximum(question.tokens - largest, 0)
     num_bytes = sequences * tokens * columns * 2 * question.model.head_dim * rates.size * table["tensor"]
-    rate = np.full(len(table), np.inf)
-    for key in {(int(c["order"]), int(c["tensor"]), int(c["replicas"])) for c in table}:
-        rows = (table["order"] == key[0]) & (table["tensor"] == key[1]) & (table["replicas"] == key[2])
-        rate[rows] = _border_rate(question, rates, *key)
     return np.asarray(num_bytes / rate)
 
 
-def _largest_block(question: Question, table: Table) -> Numbers:
-    """Tokens of no block are more."""
-    replicas, rule, tokens = table["replicas"].astype(np.int64), table["rule"], question.tokens
-    even, halves = ceil_div(tokens, replicas), 2 * ceil_div(tokens, 2 * replicas)
-    root = np.ceil(tokens / np.sqrt(replicas)).astype(np.int64) + 1
-    return np.select([rule == 0, (rule == 1) | (not question.model.causal)], [even, halves], root)
-
-
-def _border_rate(question: Question, rates: Rates, order: int, tensor: int, replicas: int) -> float:
+def _border_rates(question: Question, table: Table, rates: Rates) -> Array:
     """Bytes/s into the slowest replica whose ranks all receive from other nodes; infinite where there is none."""
-    ranks, nodes = question.orders[order], question.nodes
-    slowest = np.inf
-    for place in range(replicas):
-        mine = ranks[place * tensor : (place + 1) * tensor]
-        before = (place - 1) % replicas
-        source = ranks[before * tensor : (before + 1) * tensor]
-        if all(nodes[a] != nodes[b] for a, b in zip(mine, source, strict=True)):
-            links = {rates.topology.nic_of(rank).into for rank in mine}
-            slowest = min(slowest, sum(rates.topology.resources[link].bandwidth_bytes_per_s for link in links))
-    return slowest
+    found = np.full(len(table), np.inf)
+    for order, tensor in zip(*distinct_pairs(table), strict=True):
+        rows = np.flatnonzero((table["order"] == order) & (table["tensor"] == tensor))
+        replicas = table["replicas"][rows].astype(np.int64)
+        found[rows] = slowest_borders(question, rates, int(order), int(tensor), int(replicas.max()))[replicas]
+    return found
+
+
+def slowest_borders(question: Question, rates: Rates, order: int, tensor: int, most: int) -> Array:
+    """[replicas]: bytes/s into the slowest replica of rings of 0 to ``most`` replicas, of those whose ranks all receive
+    from other nodes. The first receives from the last, others from the one before them."""
+    ranks, nodes = question.orders[order], question.homes[order, : tensor * most].reshape(most, tensor)
+    beyond = np.concatenate((np.zeros(1, dtype=np.bool_), (nodes[1:] != nodes[:-1]).all(axis=1)))
+    around = (nodes != nodes[0]).all(axis=1)
+    first, later = np.full((2, most), np.inf)
+    for place in (0, *np.flatnonzero(beyond)) if around.any() else np.flatnonzero(beyond):
+        links = {rates.topology.nic_of(rank).into for rank in ranks[place * tensor : (place + 1) * tensor]}
+        (later if place else first)[place] = sum(rates.topology.resources[k].bandwidth_bytes_per_s for k in links)
+    slowest = np.minimum(np.minimum.accumulate(later), np.where(around, first[0], np.inf))
+    return np.concatenate((np.full(1, np.inf), slowest))

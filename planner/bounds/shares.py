@@ -60,6 +60,13 @@ def block_edges(tokens: int, blocks: Numbers, rule: Numbers, number: Numbers, *,
     return first, last, np.where(two, zigzag[2], 0), np.where(two, zigzag[3], 0)
 
 
+def largest_block(tokens: int, blocks: Numbers, rule: Numbers, *, causal: bool) -> Numbers:
+    """Tokens that no block has more of."""
+    even, halves = ceil_div(tokens, blocks), 2 * ceil_div(tokens, 2 * blocks)
+    root = np.ceil(tokens / np.sqrt(blocks)).astype(np.int64) + 1
+    return np.select([rule == 0, (rule == 1) | (not causal)], [even, halves], root)
+
+
 def chunk_rows(
     span: tuple[Numbers, Numbers], keys: tuple[Numbers, Numbers], window: int, *, causal: bool
 ) -> tuple[tuple[Numbers, Numbers, int], ...]:
