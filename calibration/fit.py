@@ -2,8 +2,7 @@
 
 Per class and dtype: physical coefficients by robust least squares in log seconds, networks for the log
 residual, and split-conformal intervals from rows that neither saw. A small table gets a
-Gaussian process instead of networks, kept only if leave-one-out says it helps, and its intervals from the
-same leave-one-out errors.
+Gaussian process instead of networks, kept only if folds say it helps, and its intervals from the same folds.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from calibration.conformal import intervals
+from calibration.folds import Predictor, held_out_seconds, mean_error
 from calibration.forest import lessons, teaches
 from calibration.gaussian import fit_gaussian
 from calibration.network import Training, train
@@ -25,7 +25,7 @@ from calibration.rows import Table, TimedRow, tables
 from calibration.transferring import donor_model, transferred_model
 from calibration.transfers import collective_curves, memory_costs, send_recv
 from simulator.cluster import Gpu
-from simulator.costs import physics_flash3
+from simulator.costs import physics_flash3, physics_flash3_decode
 from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, dtype_bytes, range_columns
 from simulator.costs.physics import GEMM_START, Array, Device
 from simulator.costs.physics_attention import DECODE_START, PREFILL_START
@@ -47,22 +47,27 @@ VARIANTS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "moe": {"fixed_tiles": (0.0, 1.0), "spreads_rows": (0.0, 1.0)},
 }
 # FlashAttention-3 exists for Hopper alone, which its number of SMs tells (H100 PCIe; H100, H200 SXM).
-FLASH3_SMS = (114, 132)
+FLASH3_SMS, FLASH3 = (114, 132), 3.0
 FLASH3_START: Mapping[str, Mapping[str, float]] = {
     "attention_prefill": physics_flash3.PREFILL_START,
-    "attention_decode": physics_flash3.DECODE_START,
+    "attention_decode": physics_flash3_decode.DECODE_START,
 }
 FLASH3_VARIANTS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
-    "attention_prefill": {"flash_version": (3.0,)},
-    "attention_decode": {"flash_version": (3.0,), "max_splits": (32.0, 128.0)},
+    "attention_prefill": {"flash_version": (FLASH3,)},
+    "attention_decode": {"flash_version": (FLASH3,), "max_splits": (32.0, 128.0)},
 }
 LOG_REACH = 3.5  # a coefficient may move by a factor e^3.5 = 33 from its start
 FEW_REACH = {"cta_power": 0.7, "launch_power": 0.7}  # exponents of a width that few rows hardly vary
+# Weights, in log seconds a log unit, that hold a coefficient where it starts when no row speaks about it. Fitted
+# starting values (FLASH3_START) are held more firmly when rows are few.
+PULL, FIRM_PULL = 0.02, 0.1
 SHORT_REACH = {"wide_slowdown": 0.7}  # one odd row of a rare kernel must not carry this one off
 # Only the exposed share is bounded: an efficiency fitted above 1 says that a tile's fixed cost took the rest
 # over, and no prediction goes below the datasheet's bound anyway.
 AT_MOST_ONE = ("exposed_share",)
+NUDGE = np.array([[1e-6], [-1e-6]])  # keeps a start inside its bounds, as the solver demands
 MAX_PHYSICS_ROWS = 2500
+PHYSICS_STEPS, FEW_STEPS = 60, 10  # of the solver, from physics' starting values and from those of all rows
 OUTLIER_SPREADS = 4.0
 FEW_ROWS = 400
 MIN_RESIDUAL_ROWS = 12
@@ -182,22 +187,35 @@ def _predict(
 
 
 def _fit_few(table: Table, device: Device) -> Parts:
-    """A Gaussian process if leave-one-out says it helps; intervals from the same leave-one-out errors.
-
-    Errors are stretched by sqrt(n/(n − coefficients)): every row also helped to choose the coefficients.
-    """
+    """A Gaussian process if folds say it helps; intervals from what was missed on rows out of their fold."""
     coefficients = fit_coefficients(table, device)
-    num_rows, num_free = len(table.seconds), len(starts(table.kernel, device)[0])
-    spread = float(np.sqrt(num_rows / max(num_rows - num_free, num_rows / 4.0)))
+    gaussian = _gaussian(table, coefficients, device)
+    held_out = held_out_seconds(table, lambda rest: _few_predictor(rest, device, coefficients))
+    physics_s, corrected_s = held_out
+    helps = mean_error(corrected_s, table.seconds) < 0.98 * mean_error(physics_s, table.seconds)
+    if gaussian is not None and helps:
+        return coefficients, gaussian, intervals(corrected_s, table.seconds, between=True)
+    return coefficients, None, intervals(physics_s, table.seconds, between=True)
+
+
+def _few_predictor(table: Table, device: Device, start: dict[str, float]) -> Predictor:
+    """The physics alone and with its Gaussian process, fitted to ``table`` from ``start``, which keeps its variant."""
+    names, variants = starts(table.kernel, device)
+    variant = {name: start[name] for name in variants}
+    coefficients = _fit_variant(table, device, names, variant, start)[1]
+    gaussian = _gaussian(table, coefficients, device)
+
+    def predict(other: Table) -> Array:
+        return np.stack([_predict(other, coefficients, residual, device) for residual in (None, gaussian)])
+
+    return predict
+
+
+def _gaussian(table: Table, coefficients: dict[str, float], device: Device) -> GaussianResidual | None:
+    if len(table.seconds) < MIN_RESIDUAL_ROWS:
+        return None
     shape = PHYSICAL_MODELS[table.kernel](table.x, coefficients, device)
-    log_residual = without_outliers(np.log(table.seconds / shape.base_s))
-    if num_rows >= MIN_RESIDUAL_ROWS:
-        fitted = fit_gaussian(shape.features, log_residual)
-        left = np.abs(log_residual - fitted.leave_one_out).mean()
-        if left < 0.98 * np.abs(log_residual).mean():
-            predicted = shape.base_s * np.exp(fitted.leave_one_out)
-            return coefficients, fitted.residual, intervals(predicted, table.seconds, spread)
-    return coefficients, None, intervals(shape.base_s, table.seconds, spread)
+    return fit_gaussian(shape.features, without_outliers(np.log(table.seconds / shape.base_s)))
 
 
 def without_outliers(log_residual: Array) -> Array:
@@ -233,8 +251,13 @@ def starts(kernel: str, device: Device) -> tuple[Mapping[str, float], Mapping[st
 
 
 def _fit_variant(
-    table: Table, device: Device, start: Mapping[str, float], variant: dict[str, float]
+    table: Table,
+    device: Device,
+    start: Mapping[str, float],
+    variant: dict[str, float],
+    begin: Mapping[str, float] | None = None,
 ) -> tuple[float, dict[str, float]]:
+    """(cost, coefficients) pulled to ``start``; sought from there, or for a fold from ``begin``, those of all rows."""
     model = PHYSICAL_MODELS[table.kernel]
     names, log_seconds = list(start), np.log(table.seconds)
     origin = np.log([start[name] for name in names])
@@ -244,14 +267,18 @@ def _fit_variant(
 
     def misses(theta: Array) -> Array:
         error = np.log(model(table.x, coefficients(theta), device).base_s) - log_seconds
-        # Weak pull to the start, so that a coefficient no row speaks about stays where physics put it.
-        return np.concatenate([error, 0.02 * (theta - origin)])
+        return np.concatenate([error, pull * (theta - origin)])
 
+    few = len(log_seconds) < FEW_ROWS
+    pull = FIRM_PULL if few and variant.get("flash_version") == FLASH3 else PULL
     highest = [0.0 if name in AT_MOST_ONE else np.inf for name in names]
-    short = SHORT_REACH if len(log_seconds) >= FEW_ROWS else SHORT_REACH | FEW_REACH
+    short = SHORT_REACH | FEW_REACH if few else SHORT_REACH
     reach = np.array([short.get(name, LOG_REACH) for name in names])
-    bounds = (origin - reach, np.minimum(origin + reach, highest))
-    solved = least_squares(misses, origin, loss="soft_l1", f_scale=0.1, bounds=bounds, max_nfev=60)
-    if len(log_seconds) < FEW_ROWS:  # one odd row among few would bend the coefficients: it must count for little
-        solved = least_squares(misses, solved.x, loss="cauchy", f_scale=0.1, bounds=bounds, max_nfev=60)
+    bounds = np.array([origin - reach, np.minimum(origin + reach, highest)])
+    steps = FEW_STEPS if begin is not None else PHYSICS_STEPS
+    solved_x = origin if begin is None else np.clip(np.log([begin[name] for name in names]), *(bounds + NUDGE))
+    # One odd row among few would bend the coefficients: in the end it must count for little.
+    for loss in ("cauchy",) if begin is not None else ("soft_l1", "cauchy") if few else ("soft_l1",):
+        solved = least_squares(misses, solved_x, loss=loss, f_scale=0.1, bounds=bounds, max_nfev=steps)
+        solved_x = solved.x
     return float(solved.cost), coefficients(solved.x)

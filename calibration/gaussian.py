@@ -1,14 +1,12 @@
-"""A Gaussian process for the log residual of small tables: exact, deterministic, leave-one-out in closed form.
+"""A Gaussian process for the log residual of small tables: exact and deterministic.
 
 Matern-5/2 kernel with a length a feature over standardised features, plus noise. Hyperparameters maximise the
 marginal likelihood times weak log-normal priors: without them thirty lengths would be fitted to fifty rows. Features
 that do not matter get long lengths, which is what a few rows gain most from. Source: Rasmussen & Williams 2006,
-equations 2.30 (likelihood), 4.17 (Matern), 5.9 (its gradient), 5.12 (leave-one-out), section 5.1 (relevance).
+equations 2.30 (likelihood), 4.17 (Matern), 5.9 (its gradient), section 5.1 (relevance).
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.linalg import cho_factor, cho_solve, lapack
@@ -24,14 +22,6 @@ SIGNAL_PRIOR, NOISE_PRIOR, LENGTH_PRIOR = (np.log(0.02), 1.5), (np.log(1e-3), 1.
 RELATIVE_LENGTH_SPREAD = 1.0  # of one length around the mean log length
 MIN_NOISE = 1e-6
 MAX_STEPS = 100
-
-
-@dataclass(frozen=True, slots=True)
-class GaussianFit:
-    """What a profile stores, and log residuals [n] each predicted without its own row."""
-
-    residual: GaussianResidual
-    leave_one_out: Array
 
 
 def _covariance(x: Array, theta: Array) -> Array:
@@ -75,8 +65,8 @@ def _loss(theta: Array, x: Array, y: Array) -> tuple[float, Array]:
     return value, 0.5 * np.concatenate([[signal, noise * np.trace(weight)], lengths]) + pull
 
 
-def fit_gaussian(features: Array, log_residual: Array) -> GaussianFit:
-    """From features [n, F] and log(measured/physical) [n]."""
+def fit_gaussian(features: Array, log_residual: Array) -> GaussianResidual:
+    """What a profile stores, from features [n, F] and log(measured/physical) [n]."""
     mean, scale = features.mean(axis=0), features.std(axis=0)
     varies = scale > 1e-9
     scale = np.where(varies, scale, 1.0)
@@ -90,11 +80,10 @@ def fit_gaussian(features: Array, log_residual: Array) -> GaussianFit:
     )
     factor = cho_factor(_covariance(used, solved.x), lower=True)
     weights = cho_solve(factor, log_residual)
-    inverse_diagonal = np.diag(cho_solve(factor, np.eye(len(x))))
     lengths = np.ones(len(mean))
     lengths[varies] = np.exp(solved.x[2:])
     standard = x / lengths
-    residual = GaussianResidual(
+    return GaussianResidual(
         feature_mean=tuple(mean.tolist()),
         feature_scale=tuple((scale * lengths).tolist()),
         feature_low=tuple(standard.min(axis=0).tolist()),
@@ -105,4 +94,3 @@ def fit_gaussian(features: Array, log_residual: Array) -> GaussianFit:
         points_base64=encode_floats(standard),
         weights_base64=encode_floats(np.exp(solved.x[0]) * weights),
     )
-    return GaussianFit(residual, log_residual - weights / inverse_diagonal)

@@ -2,7 +2,7 @@
 
 The donor's physical coefficients and residual are kept, read with this device's datasheet facts (FLOP/s, bytes/s,
 SMs); a Gaussian process over the same features learns what the local rows still miss. Works within a generation,
-whose libraries choose the same kernels; across generations nothing here makes it hold, and leave-one-out will say so.
+whose libraries choose the same kernels; across generations nothing here makes it hold, and folds will say so.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.conformal import intervals
+from calibration.folds import Predictor, held_out_seconds, mean_error
 from calibration.gaussian import fit_gaussian
 from calibration.rows import Table
 from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, range_columns
@@ -37,19 +38,33 @@ def transferred_model(table: Table, donor: KernelModel, device: Device, provenan
     borrowed = apply_residual(shape, donor.residual)
     missed = np.log(table.seconds / borrowed)
     fitted = fit_gaussian(shape.features, missed)
-    helps = np.abs(missed - fitted.leave_one_out).mean() < np.abs(missed).mean()
-    left_out = borrowed * np.exp(fitted.leave_one_out) if helps else borrowed
+    (corrected,) = held_out_seconds(table, lambda rest: _corrected(rest, donor, device))
+    helps = mean_error(corrected, table.seconds) < mean_error(borrowed, table.seconds)
+    left_out = corrected if helps else borrowed
     return donor.model_copy(
         update={
             "compute_flop_per_s": device.flop_per_s,
             "bound_share": float(min(donor.bound_share, 1.0, np.min(table.seconds / shape.floor_s))),
-            "residual": _stacked(donor.residual, fitted.residual) if helps else donor.residual,
-            "intervals": _widened(intervals(left_out, table.seconds), donor.intervals),
+            "residual": _stacked(donor.residual, fitted) if helps else donor.residual,
+            "intervals": _widened(intervals(left_out, table.seconds, between=True), donor.intervals),
             "calibrated": _joined(donor.calibrated, table),
             "tag": "fitted",
             "provenance": provenance,
         }
     )
+
+
+def _corrected(table: Table, donor: KernelModel, device: Device) -> Predictor:
+    """The donor's model and what ``table``'s rows say it misses."""
+    model = PHYSICAL_MODELS[table.kernel]
+    shape = model(table.x, donor.coefficients, device)
+    missed = np.log(table.seconds / apply_residual(shape, donor.residual))
+    stacked = _stacked(donor.residual, fit_gaussian(shape.features, missed))
+
+    def predict(other: Table) -> Array:
+        return apply_residual(model(other.x, donor.coefficients, device), stacked)[None]
+
+    return predict
 
 
 def _stacked(

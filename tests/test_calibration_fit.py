@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from calibration.conformal import intervals
+from calibration.conformal import intervals, quantiles
 from calibration.fit import fit_coefficients, fit_profile
-from calibration.gaussian import fit_gaussian
+from calibration.folds import Predictor, held_out_seconds
 from calibration.network import Training, train
 from calibration.predictor import paired_samples, raw_predictor, train_predictor
 from calibration.rows import Table, TimedRow, tables
@@ -103,16 +103,32 @@ def test_a_class_with_networks_beats_its_physics() -> None:
     assert np.abs(np.log(apply_residual(shape, residual)) - log_residual).mean() < 0.02
 
 
-def test_closed_form_leave_one_out_equals_leaving_one_out() -> None:
-    rng = np.random.default_rng(1)
-    features = rng.normal(size=(40, 2))
-    target = np.sin(features[:, 0]) * 0.2 + 0.02 * rng.normal(size=40)
-    fitted = fit_gaussian(features, target)
-    keep = np.arange(40) != 7
-    without = fit_gaussian(features[keep], target[keep])
-    shape = Physics(np.ones(1), np.zeros(1), features[7:8])
-    # hyperparameters are refitted and outputs clamped in the second, hence the tolerance
-    assert np.log(apply_residual(shape, without.residual))[0] == pytest.approx(fitted.leave_one_out[7], abs=0.03)
+def test_every_row_is_predicted_once_and_by_what_the_other_folds_taught() -> None:
+    x = np.arange(23.0)[:, None]
+    table = Table("gemm", "bf16", x, np.ones(23))
+
+    def learn(rest: Table) -> Predictor:  # 1 where a row was among those learned from, 2 where it was not
+        return lambda other: np.where(np.isin(other.x[:, 0], rest.x[:, 0]), 1.0, 2.0)[None] + 10.0 * other.x[:, 0]
+
+    assert held_out_seconds(table, learn)[0].tolist() == (2.0 + 10.0 * x[:, 0]).tolist()
+
+
+def test_fifty_rows_of_noise_get_intervals_that_cover_ninety_percent() -> None:
+    covered = [few_rows_coverage(seed) for seed in range(4)]
+    assert 0.85 < np.mean(covered) < 0.96  # four draws of 50: the mean's own spread is 2 per cent
+
+
+def few_rows_coverage(seed: int) -> float:
+    profile = fit_profile(cpu_rows(50, seed=100 + seed, noise=0.1), CPU)
+    held = cpu_rows(400, seed=200 + seed, noise=0.1)
+    prediction = predict([row.kernel for row in held], profile)
+    seconds = np.array([row.seconds for row in held])
+    return float(((prediction.p05_s <= seconds) & (seconds <= prediction.p95_s)).mean())
+
+
+def test_a_rank_between_two_rows_is_interpolated() -> None:
+    # 50 errors 1..50: 0.95 * 51 = 48.45, so p95 is 48.45 and p05 its mirror, 51 - 48.45 = 2.55
+    assert quantiles(np.arange(1.0, 51.0), between=True) == pytest.approx((2.55, 48.45))
 
 
 def test_coefficients_that_made_the_rows_are_found_again() -> None:

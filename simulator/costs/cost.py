@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.cluster import Gpu
-from simulator.costs import physics, physics_attention, physics_flash3, physics_moe
+from simulator.costs import physics, physics_attention, physics_flash3, physics_flash3_decode, physics_moe
 from simulator.costs.collective_curve import collective_seconds
 from simulator.costs.gaussian_kernel import matern
 from simulator.costs.physics import Array, Coefficients, Device, Physics
@@ -49,7 +49,7 @@ def _prefill(x: Array, c: Coefficients, device: Device) -> Physics:
 
 def _decode(x: Array, c: Coefficients, device: Device) -> Physics:
     flash3 = c.get("flash_version") == 3.0
-    return physics_flash3.decode(x, c, device) if flash3 else physics_attention.decode(x, c, device)
+    return physics_flash3_decode.decode(x, c, device) if flash3 else physics_attention.decode(x, c, device)
 
 
 PHYSICAL_MODELS: Mapping[str, physics.PhysicalModel] = {
