@@ -16,6 +16,7 @@ from pathlib import Path
 from executor.peak_memory import peak_bytes
 from executor.session import Generation
 from executor.supervisor import Supervisor
+from simulator.errors import InfeasibleError
 from simulator.formats.files import write_atomically
 from simulator.lowering import lower
 from simulator.memory import footprint, rank_memory
@@ -77,7 +78,10 @@ def rows(size: Size, some: Sequence[Case] | None = None, world: Supervisor | Non
         return
     gpu, machine = cluster("local-cpu").gpus[0], Machine("cpu", tuple(seat.node for seat in world.seats))
     for number, case in enumerate(cases(size.ranks) if some is None else some):
-        made = generation(case, size, machine.nodes)
+        try:
+            made = generation(case, size, machine.nodes)
+        except InfeasibleError:  # too few tokens for so many ranks
+            continue
         measured = world.run(peak_bytes, made, limit_s=600.0)
         footprints = [footprint(made.model, one, machine) for one in made.programs]
         for rank, memory in enumerate(rank_memory(made.model, footprints, [gpu] * size.ranks)):

@@ -163,10 +163,12 @@ def _attention(operation: p.Attention, size: int, machine: Machine) -> int:
 
 
 def _chunk(operation: p.Attention, one: tuple[int, p.Chunk], size: int, machine: Machine, *, copied: bool) -> int:
-    """Before a chunk's causal square its other keys are attended to apart, and the two results merged."""
+    """Before a chunk's causal square its other keys are attended to apart, and the two results merged. Queries before
+    the first key see none: nothing is computed of them."""
     count, chunk = one
     heads, head_dim = largest_run(operation), operation.head_dim
-    keys, queries, mask = chunk.kv_stop - chunk.kv_start, chunk.num_queries, 0
+    keys, mask = max(chunk.kv_stop - chunk.kv_start, 0), 0
+    queries = min(chunk.num_queries, keys) if chunk.causal or not keys else chunk.num_queries
     if band := _band(operation, chunk):
         queries, keys = min(queries, band), min(keys, band + operation.window)
         mask = queries * keys * size
