@@ -2,7 +2,7 @@
 
 Per class and dtype: physical coefficients by robust least squares in log seconds, networks for the log
 residual, and split-conformal intervals from rows that neither saw. A small table gets a
-Gaussian process instead of networks, kept only if folds say it helps, and its intervals from the same folds.
+Gaussian process instead of networks, and its intervals from folds.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from calibration.conformal import intervals
-from calibration.folds import Predictor, held_out_seconds, mean_error
+from calibration.folds import Predictor, held_out_seconds
 from calibration.forest import lessons, teaches
 from calibration.gaussian import fit_gaussian
 from calibration.network import Training, train
@@ -187,28 +187,19 @@ def _predict(
 
 
 def _fit_few(table: Table, device: Device) -> Parts:
-    """A Gaussian process if folds say it helps; intervals from what was missed on rows out of their fold."""
+    """A Gaussian process on what the physics leaves; intervals from what was missed on rows out of their fold."""
     coefficients = fit_coefficients(table, device)
-    gaussian = _gaussian(table, coefficients, device)
     held_out = held_out_seconds(table, lambda rest: _few_predictor(rest, device, coefficients))
-    physics_s, corrected_s = held_out
-    helps = mean_error(corrected_s, table.seconds) < 0.98 * mean_error(physics_s, table.seconds)
-    if gaussian is not None and helps:
-        return coefficients, gaussian, intervals(corrected_s, table.seconds, between=True)
-    return coefficients, None, intervals(physics_s, table.seconds, between=True)
+    return coefficients, _gaussian(table, coefficients, device), intervals(held_out, table.seconds, between=True)
 
 
 def _few_predictor(table: Table, device: Device, start: dict[str, float]) -> Predictor:
-    """The physics alone and with its Gaussian process, fitted to ``table`` from ``start``, which keeps its variant."""
+    """What ``table``'s rows teach, sought from the coefficients ``start``, whose variant is kept."""
     names, variants = starts(table.kernel, device)
     variant = {name: start[name] for name in variants}
     coefficients = _fit_variant(table, device, names, variant, start)[1]
     gaussian = _gaussian(table, coefficients, device)
-
-    def predict(other: Table) -> Array:
-        return np.stack([_predict(other, coefficients, residual, device) for residual in (None, gaussian)])
-
-    return predict
+    return lambda other: _predict(other, coefficients, gaussian, device)
 
 
 def _gaussian(table: Table, coefficients: dict[str, float], device: Device) -> GaussianResidual | None:

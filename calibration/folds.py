@@ -15,20 +15,14 @@ from calibration.rows import Table
 from simulator.costs.physics import Array
 
 FOLDS = 5
-Predictor = Callable[[Table], Array]  # rows → seconds [candidates, rows]
+Predictor = Callable[[Table], Array]  # rows → their seconds
 
 
 def held_out_seconds(table: Table, learn: Callable[[Table], Predictor]) -> Array:
-    """Seconds [candidates, rows] of every row, each by what ``learn`` makes of the other folds; the same every time."""
+    """Seconds [rows], each by what ``learn`` makes of the other folds; the same every time."""
     num_rows = len(table.seconds)
     fold = np.random.default_rng(0).permutation(num_rows) % min(FOLDS, num_rows)
-    parts = {number: learn(table.take(fold != number))(table.take(fold == number)) for number in np.unique(fold)}
-    seconds = np.empty((len(next(iter(parts.values()))), num_rows))
-    for number, predicted in parts.items():
-        seconds[:, fold == number] = predicted
+    seconds = np.empty(num_rows)
+    for number in np.unique(fold):
+        seconds[fold == number] = learn(table.take(fold != number))(table.take(fold == number))
     return seconds
-
-
-def mean_error(predicted_s: Array, measured_s: Array) -> float:
-    """Mean of |log(measured/predicted)|."""
-    return float(np.abs(np.log(measured_s / predicted_s)).mean())

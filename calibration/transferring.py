@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from calibration.conformal import intervals
-from calibration.folds import Predictor, held_out_seconds, mean_error
+from calibration.folds import Predictor, held_out_seconds
 from calibration.gaussian import fit_gaussian
 from calibration.rows import Table
 from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, range_columns
@@ -38,8 +38,8 @@ def transferred_model(table: Table, donor: KernelModel, device: Device, provenan
     borrowed = apply_residual(shape, donor.residual)
     missed = np.log(table.seconds / borrowed)
     fitted = fit_gaussian(shape.features, missed)
-    (corrected,) = held_out_seconds(table, lambda rest: _corrected(rest, donor, device))
-    helps = mean_error(corrected, table.seconds) < mean_error(borrowed, table.seconds)
+    corrected = held_out_seconds(table, lambda rest: _corrected(rest, donor, device))
+    helps = np.abs(np.log(table.seconds / corrected)).mean() < np.abs(missed).mean()
     left_out = corrected if helps else borrowed
     return donor.model_copy(
         update={
@@ -60,11 +60,7 @@ def _corrected(table: Table, donor: KernelModel, device: Device) -> Predictor:
     shape = model(table.x, donor.coefficients, device)
     missed = np.log(table.seconds / apply_residual(shape, donor.residual))
     stacked = _stacked(donor.residual, fit_gaussian(shape.features, missed))
-
-    def predict(other: Table) -> Array:
-        return apply_residual(model(other.x, donor.coefficients, device), stacked)[None]
-
-    return predict
+    return lambda other: apply_residual(model(other.x, donor.coefficients, device), stacked)
 
 
 def _stacked(

@@ -108,14 +108,14 @@ def test_every_row_is_predicted_once_and_by_what_the_other_folds_taught() -> Non
     table = Table("gemm", "bf16", x, np.ones(23))
 
     def learn(rest: Table) -> Predictor:  # 1 where a row was among those learned from, 2 where it was not
-        return lambda other: np.where(np.isin(other.x[:, 0], rest.x[:, 0]), 1.0, 2.0)[None] + 10.0 * other.x[:, 0]
+        return lambda other: np.where(np.isin(other.x[:, 0], rest.x[:, 0]), 1.0, 2.0) + 10.0 * other.x[:, 0]
 
-    assert held_out_seconds(table, learn)[0].tolist() == (2.0 + 10.0 * x[:, 0]).tolist()
+    assert held_out_seconds(table, learn).tolist() == (2.0 + 10.0 * x[:, 0]).tolist()
 
 
 def test_fifty_rows_of_noise_get_intervals_that_cover_ninety_percent() -> None:
-    covered = [few_rows_coverage(seed) for seed in range(4)]
-    assert 0.85 < np.mean(covered) < 0.96  # four draws of 50: the mean's own spread is 2 per cent
+    covered = [few_rows_coverage(seed) for seed in range(3)]
+    assert 0.84 < np.mean(covered) < 0.97  # three draws of 50: the mean's own spread is 2.4 per cent
 
 
 def few_rows_coverage(seed: int) -> float:
