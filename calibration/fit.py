@@ -29,7 +29,7 @@ from simulator.costs import physics_flash3, physics_flash3_decode
 from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, dtype_bytes, range_columns
 from simulator.costs.physics import GEMM_START, Array, Device
 from simulator.costs.physics_attention import DECODE_START, PREFILL_START
-from simulator.costs.physics_moe import MOE_START
+from simulator.costs.physics_moe import MOE_START, TUNED_FILES, TUNED_START
 from simulator.errors import ProfileError
 from simulator.profile import GaussianResidual, Intervals, KernelModel, Profile, Provenance, Range, Residual, Tag
 
@@ -56,6 +56,8 @@ FLASH3_VARIANTS: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "attention_prefill": {"flash_version": (FLASH3,)},
     "attention_decode": {"flash_version": (FLASH3,), "max_splits": (32.0, 128.0)},
 }
+# The files that vLLM ships tuned for experts are named by device: the A100's is told by its number of SMs.
+TUNED_SMS = 108
 LOG_REACH = 3.5  # a coefficient may move by a factor e^3.5 = 33 from its start
 FEW_REACH = {"cta_power": 0.7, "launch_power": 0.7}  # exponents of a width that few rows hardly vary
 # Weights, in log seconds a log unit, that hold a coefficient where it starts when no row speaks about it. Fitted
@@ -238,6 +240,8 @@ def starts(kernel: str, device: Device) -> tuple[Mapping[str, float], Mapping[st
     """(coefficients to start from, variants to try) of a class on a device."""
     if device.num_sms in FLASH3_SMS and kernel in FLASH3_START:
         return FLASH3_START[kernel], FLASH3_VARIANTS[kernel]
+    if device.num_sms == TUNED_SMS and kernel == "moe":
+        return {**MOE_START, **TUNED_START}, {**VARIANTS[kernel], "fixed_tiles": (0.0, 1.0, TUNED_FILES)}
     return START[kernel], VARIANTS[kernel]
 
 

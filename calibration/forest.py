@@ -3,7 +3,7 @@
 A library chooses its kernel by thresholds, which a forest of extremely randomised trees over the physical features
 follows better than a smooth network that saw the same rows. A forest is too large for a profile and too slow for a
 million predictions a second. So it is fitted to the rows, asked for the log residual of crossed shapes (every length
-from another timed row), and the networks learn rows and answers together, one part to two.
+from another timed row, or between the timed ones), and the networks learn rows and answers together, one part to two.
 Source: Geurts et al. 2006 (extremely randomised trees); Hinton et al. 2015 (distillation).
 """
 
@@ -16,8 +16,10 @@ from calibration.rows import Table
 from simulator.costs.cost import PHYSICAL_MODELS
 from simulator.costs.physics import Array, Device
 
-TREES, MIN_LEAF, FEATURE_SHARE = 100, 2, 0.5  # chosen on rows inside the A100's training part
+TREES, MIN_LEAF, FEATURE_SHARE = 100, 2, 1.0  # chosen on rows inside the A100's training part
 CROSSED_ROWS = 30_000
+TIMED_SHARE = 0.5
+SIGNIFICANT_BITS = 4  # of lengths between the timed ones: 2048, 2304, 2560, as models have them
 TAUGHT = ("gemm",)  # classes whose columns may be combined at will
 MOST_ROWS = 15_000  # from more, the networks find the thresholds themselves: docs/accuracy.md, H200
 
@@ -28,9 +30,16 @@ def teaches(table: Table) -> bool:
 
 
 def crossed(table: Table, num_rows: int, seed: int) -> Array:
-    """Shapes [num_rows, columns] whose every column comes from a row of the table, each from another."""
+    """Shapes [num_rows, columns]: of every column half the lengths come from timed rows, each from another, and half
+    lie anywhere in the column's range (even in octaves), as networks will be asked of lengths that nobody timed."""
     rng = np.random.default_rng(seed)
-    return np.stack([rng.choice(values, num_rows) for values in table.x.T], axis=1)
+    return np.stack([_lengths(values, num_rows, rng) for values in table.x.T], axis=1)
+
+
+def _lengths(timed: Array, num_rows: int, rng: np.random.Generator) -> Array:
+    drawn = np.exp2(rng.uniform(np.log2(timed.min()), np.log2(timed.max()), num_rows))
+    unit = np.exp2(np.maximum(np.floor(np.log2(drawn)) - SIGNIFICANT_BITS + 1, 0))
+    return np.where(rng.random(num_rows) < TIMED_SHARE, rng.choice(timed, num_rows), np.rint(drawn / unit) * unit)
 
 
 def lessons(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.costs.collective_curve import curve_seconds
-from simulator.costs.cost import predict, predict_rows, rows_of
+from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, device_of, predict, predict_rows, rows_of
 from simulator.errors import ProfileError, SpecError
 from simulator.kernel import (
     AttentionDecode,
@@ -133,6 +133,18 @@ def test_an_unknown_routing_is_refused() -> None:
 CURVE = CollectiveCurve(
     kind="all_reduce", gpus=8, bytes=(1e3, 1e5, 1e7), seconds=(1e-5, 1e-4, 1e-3), tag="measured", source="hand-made"
 )
+
+
+def test_beyond_the_timed_widths_a_correction_is_the_mean_of_the_shapes_own_and_the_nearest_timed_ones() -> None:
+    model = A100.model("gemm", "bf16")
+    widest = model.calibrated["n"].high
+    rows = rows_of([Gemm(64, int(2 * widest), 4096), Gemm(64, int(widest), 4096)])
+    shape = PHYSICAL_MODELS["gemm"](rows, model.coefficients, device_of(model, A100.gpu))
+    own, nearest = apply_residual(shape, model.residual) / shape.base_s
+    assert own != nearest
+    predicted = predict_rows(rows, model, A100.gpu)
+    assert predicted.seconds == pytest.approx(shape.base_s * [np.sqrt(own * nearest), nearest])
+    assert predicted.inside.tolist() == [False, True]
 
 
 def test_a_curve_is_log_log_between_points_linear_beyond_and_flat_below() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calibration.fit import START, VARIANTS
-from simulator.costs import physics_moe
+from simulator.costs import physics_moe, tuned_tiles
 from simulator.costs.cost import PHYSICAL_MODELS, rows_of
 from simulator.costs.physics import Device, Physics
 from simulator.costs.physics_attention import BLOCK_K, key_splits, walked_keys
@@ -119,6 +119,25 @@ def test_drawn_loads_are_whole_and_add_up(tokens: int, topk: int, ep: int, sprea
 def test_a_width_that_cannot_be_loaded_in_vectors_costs_more_than_the_next_wider() -> None:
     seconds = shape_of("moe", [Moe(64, 4096, 168, 2, 8), Moe(64, 4096, 176, 2, 8)]).base_s
     assert seconds[0] > seconds[1]
+
+
+def test_a_tuned_files_tiles_grow_with_the_tokens_and_other_shapes_have_none() -> None:
+    tokens = np.array([1.0, 48.0, 49.0, 192.0, 1793.0, 1793.0, 1793.0])
+    experts, width = np.array([8.0] * 6 + [4.0]), np.array([3584.0] * 5 + [3600.0, 3584.0])
+    tiles = tuned_tiles.tuned_tiles(tokens, experts, width)
+    assert tiles.exists.tolist() == [True] * 5 + [False] * 2
+    assert tuned_tiles.ROWS[tiles.index[:5]].tolist() == [16, 16, 32, 32, 128]
+
+
+def test_only_shapes_with_a_tuned_file_gain_by_it() -> None:
+    # one rank's experts and width: 8 and 14336/4 = 3584, 8 and 14336/1, 64/8 = 8 and 3584
+    kernels = [Moe(4096, 4096, 14336, 2, 8, tp=4), Moe(4096, 4096, 14336, 2, 8), Moe(4096, 4096, 3584, 2, 64, ep=8)]
+    coefficients = {**physics_moe.MOE_START, "fixed_tiles": physics_moe.TUNED_FILES}
+    plain, gaining = (
+        PHYSICAL_MODELS["moe"](rows_of(kernels), {**coefficients, "tuned_gain": gain}, DEVICE) for gain in (1.0, 1.5)
+    )
+    assert (gaining.base_s < plain.base_s).tolist() == [True, False, True]
+    assert plain.features[:, -1].tolist() == [1.0, 0.0, 1.0]
 
 
 def test_few_tokens_touch_few_experts() -> None:

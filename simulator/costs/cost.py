@@ -3,7 +3,8 @@
 seconds = max(bound, physical model x exp(learned residual(physical features))). The residual sees counts (tiles, waves,
 blocks walked), not raw lengths, and both its inputs and its output are clamped to what calibration saw: outside
 the calibrated range the physical model carries the prediction, the interval widens with the distance in octaves
-and ``inside`` is False. Pure numpy; nothing is cached but the decoded weights.
+and ``inside`` is False. Beyond the timed lengths of ``SMOOTH_COLUMNS`` the residual is the mean of what it says of the
+shape and of the nearest timed one. Pure numpy; nothing is cached but the decoded weights.
 """
 
 from __future__ import annotations
@@ -39,6 +40,9 @@ BLOCK_ROWS = 32
 CHUNK_ROWS = 8192  # keeps a chunk's activations inside the L2 cache
 NOVEL_COLUMNS = frozenset({"causal", "window", "past", "alpha", "gated"})
 NOVEL_OCTAVES = 1.0
+# Columns beyond whose largest value the nearest timed shape's residual is as good a guess as the shape's own: chosen on
+# rows inside the training parts (A100, H200). Not GEMM's m, prefill's or decode's lengths: there it was worse.
+SMOOTH_COLUMNS: Mapping[str, tuple[str, ...]] = {"gemm": ("n", "k"), "moe": ("tokens",)}
 WIDENING_CAP = 4.0  # octaves outside the range after which an interval grows no further
 
 
@@ -133,6 +137,13 @@ def _seconds_and_floor(rows: Array, model: KernelModel, device: Device) -> tuple
         chunk = slice(start, start + CHUNK_ROWS)
         shape = PHYSICAL_MODELS[model.kernel](rows[chunk], model.coefficients, device)
         seconds[chunk], floor[chunk] = apply_residual(shape, model.residual), shape.floor_s
+        nearest = _nearest_timed(rows[chunk], model)
+        beyond = (nearest != rows[chunk]).any(axis=1)
+        if beyond.any():
+            near = PHYSICAL_MODELS[model.kernel](nearest[beyond], model.coefficients, device)
+            own = seconds[chunk][beyond] / shape.base_s[beyond]
+            ratio = np.sqrt(own * apply_residual(near, model.residual) / near.base_s)
+            seconds[chunk][beyond] = shape.base_s[beyond] * ratio
 
     starts = range(0, len(rows), CHUNK_ROWS)
     if len(starts) < PARALLEL_CHUNKS:
@@ -141,6 +152,15 @@ def _seconds_and_floor(rows: Array, model: KernelModel, device: Device) -> tuple
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             list(pool.map(fill, starts))
     return seconds, floor
+
+
+def _nearest_timed(rows: Array, model: KernelModel) -> Array:
+    """``rows`` with the columns of SMOOTH_COLUMNS no larger than what calibration saw."""
+    nearest = rows.copy()
+    for index, name in enumerate(physics.COLUMNS[model.kernel]):
+        if name in SMOOTH_COLUMNS.get(model.kernel, ()) and name in model.calibrated:
+            np.minimum(rows[:, index], model.calibrated[name].high, out=nearest[:, index])
+    return nearest
 
 
 def device_of(model: KernelModel, gpu: Gpu) -> Device:

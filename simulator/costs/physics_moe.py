@@ -3,7 +3,9 @@
 A grouped GEMM reads the weights of every expert that got a row, once for each ``PASS_ROWS`` rows, and pads each
 expert's rows to whole tiles. One wave of tiles takes at least the depth of both matrices, step by step. A width that
 is no multiple of ``ALIGNED`` elements cannot be loaded in vectors. vLLM's Triton kernel without a tuned file has two
-tiles: 16 rows up to as many tokens as experts on the rank, 64 beyond (``fixed_tiles``); otherwise tiles fit the rows.
+tiles: 16 rows up to as many tokens as experts on the rank, 64 beyond (``fixed_tiles`` 1); for a few shapes it ships
+a tuned file, whose tiles grow from 16 to 128 rows with the tokens (``fixed_tiles`` 2, :mod:`.tuned_tiles`). Otherwise
+tiles fit the rows.
 
 Under expert parallelism the timed GPU is the busiest one. ``power_law_A`` is AIConfigurator's generator:
 expert loads drawn with density x^-A on [1, 0.8·tokens] (on [0.01, 2] when there are fewer rows than experts),
@@ -22,6 +24,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
+from simulator.costs import tuned_tiles
 from simulator.costs.physics import Array, Coefficients, Device, Physics, ceil_div, log2, overlapped
 
 MOE_START: Mapping[str, float] = {
@@ -37,8 +40,10 @@ MOE_START: Mapping[str, float] = {
     "throttle_share": 0.1,
     "throttle_after_s": 1e-3,
 }
+TUNED_START: Mapping[str, float] = {"tuned_gain": 1.3}
+TUNED_FILES = 2.0  # of ``fixed_tiles``: with the files of simulator/costs/tuned_tiles.py
 PASS_ROWS = 512.0  # rows that share one reading of an expert's weights: eight tiles of 64 are scheduled side by side
-TILE_ROWS = (16.0, 64.0, 128.0, PASS_ROWS)
+TILE_ROWS = (16.0, 64.0, 128.0, PASS_ROWS, 32.0)
 STEP_DEPTH, SMALL_STEP_DEPTH = 32.0, 64.0  # elements of K a step of the inner loop, tiles of 64 and of 16 rows
 ALIGNED = 16.0
 SHUFFLE_SEED, NUM_SHUFFLES = 7, 8
@@ -112,26 +117,35 @@ def routing(x: Array, *, spread: bool = False) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class _Tiling:
-    """Rows padded to whole tiles, tiles of both matrices, and the steps along K that one of each takes."""
+    """Rows padded to whole tiles, tiles of both matrices, steps along K of one of each, and whether tuned."""
 
     rows: Array
     tiles: Array
     steps: Array
+    tuned: npt.NDArray[np.bool_]
 
 
-def _tiling(x: Array, routed: list[Array], width: Array, *, fixed: bool) -> _Tiling:
-    """``routed``: columns of :func:`routing`."""
-    hidden, small = x[:, 1], _small(x)
+def _tiling(x: Array, routed: list[Array], width: Array, kind: float) -> _Tiling:
+    """``routed``: columns of :func:`routing`; ``kind``: the coefficient ``fixed_tiles``."""
+    hidden, small, tuned = x[:, 1], _small(x), np.zeros(len(x), dtype=np.bool_)
     padded16, padded64, padded128 = routed[3:6]
     fill = np.clip(routed[0] / routed[1], 1.0, 128.0)
-    if fixed:
+    depth = np.where(small, SMALL_STEP_DEPTH, STEP_DEPTH)
+    if kind > 0.0:
         rows, height = np.where(small, padded16, padded64), np.where(small, 16.0, 64.0)
         columns = np.where(small, 32.0, 64.0)
     else:
         rows = np.where(fill <= 16.0, padded16, np.where(fill <= 64.0, padded64, padded128))
         height, columns = np.maximum(fill, 16.0), np.full(len(x), 128.0)
+    if kind == TUNED_FILES:
+        file = tuned_tiles.tuned_tiles(x[:, 0], np.floor(x[:, 4] / x[:, 6]), width)
+        tuned = file.exists
+        rows = np.where(tuned, np.choose(file.index, (padded16, routed[7], padded64, padded128)), rows)
+        height = np.where(tuned, tuned_tiles.ROWS[file.index], height)
+        columns = np.where(tuned, tuned_tiles.COLUMNS[file.index], columns)
+        depth = np.where(tuned, tuned_tiles.DEPTH[file.index], depth)
     tiles = ceil_div(rows, height) * (ceil_div(2.0 * width, columns) + ceil_div(hidden, columns))
-    return _Tiling(rows, tiles, (hidden + width) / np.where(small, SMALL_STEP_DEPTH, STEP_DEPTH))
+    return _Tiling(rows, tiles, (hidden + width) / depth, tuned)
 
 
 def _small(x: Array) -> npt.NDArray[np.bool_]:
@@ -149,12 +163,14 @@ def moe(x: Array, c: Coefficients, device: Device) -> Physics:
     routed = list(routing(x, spread=c.get("spreads_rows", 0.0) > 0.0).T)
     touched, width, pairs = routed[1], inter / tp, tokens * topk
     matrices = np.where(gated > 0.0, 3.0, 2.0)
-    tiling = _tiling(x, routed, width, fixed=c.get("fixed_tiles", 0.0) > 0.0)
+    kind = c.get("fixed_tiles", 0.0)
+    tiling = _tiling(x, routed, width, kind)
     passes = np.maximum(routed[6] / PASS_ROWS / touched, 1.0)
     weights = matrices * touched * hidden * width * device.element_bytes
     activations = pairs * (2.0 * hidden + matrices * width) * device.element_bytes
     bandwidth = device.bytes_per_s * c["bandwidth_share"]
-    compute = 2.0 * matrices * tiling.rows * hidden * width / (device.flop_per_s * c["efficiency"])
+    efficiency = c["efficiency"] * np.where(tiling.tuned, c.get("tuned_gain", 1.0), 1.0)
+    compute = 2.0 * matrices * tiling.rows * hidden * width / (device.flop_per_s * efficiency)
     issue = ceil_div(tiling.tiles, device.num_sms) * c["tile_s"]
     chain = c.get("step_s", 0.0) * tiling.steps
     memory = weights / bandwidth * (1.0 + c.get("reread_share", 0.0) * (passes - 1.0))
@@ -170,7 +186,7 @@ def moe(x: Array, c: Coefficients, device: Device) -> Physics:
         log2(memory / compute), log2(work / c["launch_s"]), log2(chain / memory), log2(traffic / work),
         log2(compute / c["launch_s"]), log2(weights), misaligned, log2(passes),
     ]  # fmt: skip
-    features = [*times, *_shape_features(x, routed, tiling, device)]
+    features = [*times, *_shape_features(x, routed, tiling, device), *[tiling.tuned * 1.0] * (kind == TUNED_FILES)]
     return Physics(c["launch_s"] + work, floor, np.stack(features, axis=1))
 
 
