@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from simulator.fabric.fair_rates import fair_rates
 from simulator.fabric.fair_table import many_fair_rates
+from simulator.fabric.grouped import grouped
 from simulator.fabric.path import Path
 from simulator.fabric.sharing import Sharing
 from simulator.simulation.clock import Clock
@@ -193,6 +194,75 @@ def test_sharing_by_component_equals_sharing_everything_at_every_event(
     flows: list[Flow], capacities: list[float]
 ) -> None:
     assert play(capacities, flows) == pytest.approx(globally(capacities, flows), abs=1e-9)
+
+
+USED = st.lists(st.integers(0, 5), min_size=1, max_size=2, unique=True)
+PLAIN_FLOW = st.tuples(
+    st.sampled_from([0.0, 0.0, 0.5, 1.0, 1.25]),
+    st.sampled_from([0.5, 1.0, 3.0, 4.5]),
+    USED.map(lambda used: dict.fromkeys(used, 1.0)),
+    st.just(math.inf),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(PLAIN_FLOW, min_size=8, max_size=24), st.lists(st.sampled_from([1.0, 2.0, 5.0]), min_size=6, max_size=6)
+)
+def test_plain_flows_in_groups_end_as_if_all_were_shared_at_every_event(
+    flows: list[Flow], capacities: list[float]
+) -> None:
+    assert play(capacities, flows) == pytest.approx(globally(capacities, flows), abs=1e-9)
+
+
+def numbered(ways: list[list[int]]) -> list[Path]:
+    return [Path(tuple(way), (1.0,) * len(way), number=number) for number, way in enumerate(ways)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(USED, st.floats(1, 9)), min_size=2, max_size=24),
+    st.lists(st.tuples(USED, st.floats(1, 9)), max_size=12),
+    CAPACITIES,
+)
+def test_groups_have_fair_rates_after_every_start_and_end(
+    first: list[tuple[list[int], float]], later: list[tuple[list[int], float]], capacities: list[float]
+) -> None:
+    """At every end another one starts, while there are; then all end."""
+    paths = numbered([way for way, _ in (*first, *later)])
+    flows = list(zip(paths, [work for _, work in (*first, *later)], strict=True))
+    running, waiting = dict(flows[: len(first)]), flows[len(first) :]
+    state = grouped(running, capacities)
+    while state is not None:
+        rates = dict(state.rates())
+        assert list(rates) == sorted(running, key=lambda one: one.number)
+        assert list(rates.values()) == pytest.approx(fair_rates(list(rates), capacities), rel=1e-9)
+        left = {one: work - rates[one] * state.first_ps / 1e12 for one, work in running.items()}
+        started = [waiting.pop()] if waiting else []
+        running = {one: work for one, work in left.items() if one not in state.over} | dict(started)
+        assert all(left[one] == pytest.approx(0.0, abs=1e-9) for one in state.over)
+        assert state.going_on(state.first_ps) | dict(started) == pytest.approx(running, abs=1e-9)
+        state.largest = 0  # never taken apart
+        state = state.after(state.first_ps, started)
+    assert not running
+
+
+def test_paths_change_groups_when_what_holds_them_back_does() -> None:
+    # a on link 0, b on links 0 and 1, c and d on link 1, 6 units a second each: link 1 gives b, c and d 2 each, a has
+    # 4 of link 0. c and d have 2 to do: 1 s. Then link 0 holds a and b back, 3 each, and a's 8 - 4 take 4/3 s more
+    a, b, c, d = numbered([[0], [0, 1], [1], [1]])
+    state = grouped({a: 8.0, b: 8.0, c: 2.0, d: 2.0}, [6.0, 6.0])
+    assert state is not None
+    assert (dict(state.rates()), state.first_ps, state.over) == ({a: 4, b: 2, c: 2, d: 2}, 10**12, [c, d])
+    after = state.after(state.first_ps, [])
+    assert after is not None
+    assert (dict(after.rates()), after.going_on(0), after.over) == ({a: 3, b: 3}, {a: 4, b: 6}, [a])
+    assert after.first_ps == round(4 / 3 * 1e12)
+    # e starts on link 0 after 1 s more: three at 2
+    (e,) = [Path((0,), (1.0,), number=4)]
+    third = after.after(10**12, [(e, 5.0)])
+    assert third is not None
+    assert (dict(third.rates()), third.going_on(0)) == ({a: 2, b: 2, e: 2}, {a: 1, b: 3, e: 5})
 
 
 def test_many_flows_take_the_numpy_way_and_end_where_arithmetic_says() -> None:

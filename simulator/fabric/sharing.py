@@ -17,14 +17,14 @@ What it ignores: slow start, packets, unfairness over round-trip times.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from simulator.fabric.fair_rates import PLAIN, RESOURCES, even_level, fair_rates, rate_alone
 from simulator.fabric.fair_table import many_fair_rates
-from simulator.fabric.flowing import VECTOR_SIZE, Flowing, Work, following
+from simulator.fabric.flowing import VECTOR_SIZE, After, State, Work, following, loads
 from simulator.fabric.path import Path
 from simulator.simulation.clock import Action, Clock
 
@@ -43,7 +43,7 @@ class Component:
 
     def __init__(self, sharing: Sharing) -> None:
         self.sharing = sharing
-        self.parts: list[tuple[Flowing, int]] = []
+        self.parts: list[tuple[State, int]] = []
         self.started: list[tuple[int, float]] = []
         self.due_ps = -1
         self.dirty = False
@@ -54,8 +54,16 @@ class Component:
         if self.due_ps != sharing.clock.now_ps:
             return
         self.due_ps = -1
-        sharing.touch(self)
-        over = self.parts[0][0].over
+        state = self.parts[0][0]
+        over = state.over
+        if len(over) == state.size and sharing.loads is None:
+            sharing.release(state.resources)
+        else:
+            sharing.touch(self)
+        if len(over) == 1:
+            done, over[0].done = over[0].done, None
+            done()  # type: ignore[misc]
+            return
         calls = [path.done for path in over]
         for path in over:
             path.done = None
@@ -86,7 +94,7 @@ class Sharing:
         self._ended: list[Component] = []
         self._paths: list[Path] = []
         self._rates: dict[tuple[Path, ...], Work] = {}
-        self._after: dict[tuple[Any, ...], Flowing | tuple[Flowing, ...]] = {}
+        self._after: dict[tuple[Any, ...], After] = {}
         self._remembered = 0
 
     @property
@@ -102,8 +110,10 @@ class Sharing:
         """The path of work that uses ``weights[r]`` units of every resource r for a unit of work. It is to be kept:
         states are remembered by their paths."""
         unlimited = self.unlimited
-        limiting = {r: weight for r, weight in weights.items() if r not in unlimited}
-        rest = tuple([(r, weight) for r, weight in weights.items() if r in unlimited]) if unlimited else ()
+        limiting, rest = weights, tuple[tuple[int, float], ...]()
+        if not unlimited.isdisjoint(weights):
+            limiting = {r: weight for r, weight in weights.items() if r not in unlimited}
+            rest = tuple([(r, weight) for r, weight in weights.items() if r in unlimited])
         path = Path(tuple(limiting), tuple(limiting.values()), rest, cap=cap, share=share, number=len(self._paths))
         self._paths.append(path)
         return path
@@ -190,56 +200,78 @@ class Sharing:
         into.due_ps = other.due_ps = -1
         other.dirty = False
 
+    def release(self, resources: Iterable[int]) -> None:
+        """All activities there have ended."""
+        owner = self._owner
+        for resource in resources:
+            del owner[resource]
+
     def _go_on(self, component: Component) -> None:
         """From its state to the next, with a timer for the instant the first activity ends."""
+        parts, started = component.parts, component.started
+        if not started:  # the first have ended
+            state = parts[0][0]
+            found = state.then
+            if found is None:
+                found = state.then = self._following(component)
+        else:
+            found = self._after_start(component)
+            component.started = []
+        if isinstance(found, tuple):
+            self._take_apart(component, found)
+        else:
+            self._flow(component, found)
+
+    def _after_start(self, component: Component) -> After:
         now_ps, parts, started = self.clock.now_ps, component.parts, component.started
         if len(started) > 1:
             started.sort()
-        if len(parts) == 1:
-            key: tuple[Any, ...] = (parts[0][0], now_ps - parts[0][1], *started)
+        key: tuple[Any, ...]
+        if not parts:
+            key = tuple(started)
+        elif len(parts) == 1:
+            key = (parts[0][0], now_ps - parts[0][1], *started)
         else:
             key = (*[(part, now_ps - since_ps) for part, since_ps in parts], *started)
         found = self._after.get(key)
         if found is None:
             found = self._after[key] = self._following(component)
-        if started:
-            component.started = []
-        if isinstance(found, Flowing):
-            self._flow(component, found)
-        else:
-            self._take_apart(component, found)
+        return found
 
-    def _following(self, component: Component) -> Flowing | tuple[Flowing, ...]:
-        parts = [(part, self.clock.now_ps - since_ps) for part, since_ps in component.parts]
-        found = following(parts, [(self._paths[number], work) for number, work in component.started], self._solve)
-        states = (found,) if isinstance(found, Flowing) else found
-        self._remembered += STATE_SIZE + sum(STATE_SIZE + len(state.paths) for state in states)
+    def _following(self, component: Component) -> After:
+        now_ps = self.clock.now_ps
+        parts = [(part, now_ps - since_ps) for part, since_ps in component.parts]
+        started = [(self._paths[number], work) for number, work in component.started]
+        found = following(parts, started, self.capacities, self._solve)
+        states = found if isinstance(found, tuple) else (found,)
+        self._remembered += STATE_SIZE + sum([STATE_SIZE + state.size for state in states])
         if self._remembered > REMEMBERED:
             self._after, self._rates, self._remembered = {}, {}, 0
         return found
 
-    def _flow(self, component: Component, flowing: Flowing) -> None:
-        now_ps = self.clock.now_ps
-        component.parts = [(flowing, now_ps)]
-        component.due_ps = now_ps + flowing.first_ps
-        self.clock.after(flowing.first_ps, component.fire)
+    def _flow(self, component: Component, state: State) -> None:
+        clock, first_ps = self.clock, state.first_ps
+        now_ps = clock.now_ps
+        component.parts = [(state, now_ps)]
+        component.due_ps = now_ps + first_ps
+        clock.after(first_ps, component.fire)
         if self.loads is not None:
-            self.loads.extend([(now_ps, resource, load) for resource, load in flowing.loads()])
+            self.loads.extend([(now_ps, resource, load) for resource, load in loads(state)])
 
-    def _take_apart(self, component: Component, parts: tuple[Flowing, ...]) -> None:
+    def _take_apart(self, component: Component, parts: tuple[State, ...]) -> None:
         """Forget a component whose activities have ended; of what goes on, each part is one of its own."""
-        held = set().union(*[part.resources for part, _ in component.parts])
-        owner = self._owner
-        for resource in held:
-            del owner[resource]
-        component.due_ps = -1
+        held = component.parts[0][0].resources.union(*[part.resources for part, _ in component.parts[1:]])
+        idle = held.difference(*[part.resources for part in parts])
+        self.release(idle)
         if self.loads is not None:
-            idle = held.difference(*[part.resources for part in parts])
             self.loads.extend([(self.clock.now_ps, resource, 0.0) for resource in sorted(idle)])
-        for part in parts:
+        if not parts:
+            component.due_ps = -1
+            return
+        self._flow(component, parts[0])
+        for part in parts[1:]:
             one = Component(self)
-            for resource in part.resources:
-                owner[resource] = one
+            self._owner.update(dict.fromkeys(part.resources, one))
             self._flow(one, part)
 
     def _solve(self, paths: tuple[Path, ...]) -> Work:

@@ -77,6 +77,7 @@ class Topology:
         self._nics: dict[int, Nic] = {}
         self._leaf_bytes_per_s: dict[tuple[int, ...], float] = {}
         self._uplinks: dict[tuple[int, ...], tuple[int, int]] = {}
+        self._switch: dict[tuple[int, int], tuple[int, int]] = {}
         first = 0
         for number, node in enumerate(_nodes(cluster)):
             self._add_ports(number, node)
@@ -144,8 +145,8 @@ class Topology:
         match node.link.kind:
             case "switch":
                 for local in gpus:
-                    self._add(f"node {number} gpu {local} out", rate)
-                    self._add(f"node {number} gpu {local} in", rate)
+                    out = self._add(f"node {number} gpu {local} out", rate)
+                    self._switch[number, local] = out, self._add(f"node {number} gpu {local} in", rate)
             case "pairwise":
                 for a, b in ((a, b) for a in gpus for b in gpus if a != b):
                     self._add(f"node {number} gpu {a} to {b}", rate / (node.gpus - 1))
@@ -208,15 +209,15 @@ class Topology:
         return frozenset(resource for pair in self._uplinks.values() for resource in pair)
 
     def _inside(self, a: Place, b: Place) -> Route:
-        prefix, link = f"node {a.node}", a.spec.link
+        link = a.spec.link
         match link.kind:
             case "switch":
-                names = [f"{prefix} gpu {a.local} out", f"{prefix} gpu {b.local} in"]
+                resources: tuple[int, ...] = self._switch[a.node, a.local][0], self._switch[b.node, b.local][1]
             case "pairwise":
-                names = [f"{prefix} gpu {a.local} to {b.local}"]
+                resources = (self._numbers[f"node {a.node} gpu {a.local} to {b.local}"],)
             case "pcie" | "shared_memory":
-                names = [f"{prefix} bus"]
-        return Route(tuple(self._numbers[name] for name in names), link.latency_s)
+                resources = (self._numbers[f"node {a.node} bus"],)
+        return Route(resources, link.latency_s)
 
 
 def _nodes(cluster: Cluster) -> list[Node]:

@@ -55,7 +55,7 @@ class Clock(simpy.Environment):
 
     def run(self, until: Any = None) -> None:
         """Until nothing is left, or nothing before ``until`` (picoseconds); raises what a process raised."""
-        queue = self._calls
+        queue, event = self._calls, simpy.Event
         while True:
             if self._last and not (queue and queue[0][0] == self.now_ps):
                 last, self._last = self._last, []
@@ -64,13 +64,19 @@ class Clock(simpy.Environment):
                 continue
             if not queue or (until is not None and queue[0][0] >= until):
                 return
-            self.now_ps, _, _, item = heappop(queue)
-            self._now = self.now_ps
-            if not isinstance(item, simpy.Event):
-                item()
-                continue
-            callbacks, item.callbacks = item.callbacks, None  # type: ignore[assignment]  # as SimPy's step does
-            for callback in callbacks:
-                callback(item)
-            if not item._ok and not item.defused:
-                raise item._value
+            now_ps = self.now_ps = self._now = queue[0][0]
+            while queue and queue[0][0] == now_ps:
+                item = heappop(queue)[3]
+                if isinstance(item, event):
+                    _call_back(item)
+                else:
+                    item()
+
+
+def _call_back(event: simpy.Event) -> None:
+    """As SimPy's step does."""
+    callbacks, event.callbacks = event.callbacks, None  # type: ignore[assignment]
+    for callback in callbacks:
+        callback(event)
+    if not event._ok and not event.defused:
+        raise event._value

@@ -101,7 +101,8 @@ def tasks_of(
     across = np.array([draft.sources, draft.readers], dtype=np.int64)
     alone = np.zeros(len(ranks), dtype=np.bool_) if coalesce is None else ~np.array(coalesce, dtype=np.bool_)
     computes, transfers = np.flatnonzero(streams == COMPUTE), np.flatnonzero(streams != COMPUTE)
-    meetings = meetings_of(np.array(draft.keys, dtype=np.int64), 2 * rank_of[transfers] + streams[transfers] % 2)
+    keys = np.array(draft.keys, dtype=np.int64)
+    meetings = meetings_of(keys, 2 * rank_of[transfers] + streams[transfers] % 2)
     ends = [operations[number] for number in transfers.tolist()]
     check(ends, meetings, draft.num_bytes, streams[transfers] == COLLECTIVE)
     begins = _begins(computes, across, rank_of, alone)
@@ -113,9 +114,10 @@ def tasks_of(
     last = np.concatenate((computes[np.append(begins[1:], True)] if num_compute else computes, first[num_compute:]))
     left, followers = _waits(_edges(streams, rank_of, across), task_of, num_compute, len(first))
     sizes = draft.sizes(None if fold is None else fold.kept)
-    left[num_compute:] += sizes[np.array(draft.keys, dtype=np.int64)[meetings.first]] - meetings.count
-    pairs = list(draft.numbers)
-    messages = [(*pairs[draft.keys[end]][:2], draft.num_bytes[end]) for end in meetings.first.tolist()]
+    left[num_compute:] += sizes[keys[meetings.first]] - meetings.count
+    pairs, first_ends = list(draft.numbers), meetings.first.tolist()
+    first_pairs = [pairs[draft.keys[end]] for end in first_ends]
+    messages = [(one, two, draft.num_bytes[end]) for (one, two, _), end in zip(first_pairs, first_ends, strict=True)]
     rank = rank_of[first].tolist()
     return Tasks(
         operations, offsets, num_compute, task_of, first.tolist(), last.tolist(), rank,
@@ -130,10 +132,16 @@ def _read(draft: _Draft, rank: int, operations: Sequence[Operation]) -> None:
     writer: dict[str, int] = {}
     waited: dict[tuple[int, int], int] = {}
     for number, operation in enumerate(operations, len(streams)):
+        if type(operation) is Recv:
+            streams.append(3 + 2 * operation.source)
+            key = (operation.source, rank, operation.tag)
+            keys.append(numbers.setdefault(key, len(numbers)))
+            num_bytes.append(operation.num_bytes)
+            for name in operation.writes:
+                writer[name] = number
+            continue
         if type(operation) is Send:
             stream, key = 2 + 2 * operation.to, (rank, operation.to, operation.tag)
-        elif type(operation) is Recv:
-            stream, key = 3 + 2 * operation.source, (operation.source, rank, operation.tag)
         elif type(operation) is Collective:
             stream, key = COLLECTIVE, (draft.group(operation.ranks), 0, operation.tag)
         else:
