@@ -3,7 +3,7 @@
 Counted before anything is lowered: operations of the ranks that a fold leaves, messages of an attention layer between
 them, and how many of those share links, as the max-min fair rates of n flows take longer than n times one. Constants
 are seconds of one core of this project's machine when others use it too, rounded from context-parallel prefills of 16
-to 40 replicas (within a factor of two); the same inputs always give the same effort.
+to 42 replicas (within a third; rings that repeat take less); the same inputs always give the same effort.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from planner.candidate import Scheme, Table, num_gpus
 from planner.depth import DEPTHS
 from planner.question import Question
 
-OPERATION_S, MESSAGE_S = 20e-6, 100e-6
-CROWD = 500.0  # flows at a time from which their number matters
+OPERATION_S, MESSAGE_S = 20e-6, 150e-6
+CROWD = 2000.0  # flows at a time from which their number matters
 OPERATIONS = 15  # of a rank in a layer, beside messages
 ORDINARY_S = 0.3  # what counts as one simulation
 

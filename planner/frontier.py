@@ -1,9 +1,10 @@
 """Frontier: the candidates of a race by rising bound, each bound as tight as its turn asks for.
 
-Few candidates are all bounded by predicted kernels at once. Of many, all get a thin bound, and the tight one when their
-turn comes: a candidate is handed out once its tight bound is still the least. Pools
-of a large space are made base by base, when the floor of a base is the least (``boxes.py``). What is never tightened
-or made has a bound above all that was handed out, so the order is that of all tight bounds.
+Few candidates are all bounded by predicted kernels at once. Of many, all get a thin bound of roofline kernels, and
+when their turn comes one of predicted kernels, then the tight one: a candidate is handed out once its tight bound is
+still the least. Pools of a large space are made base by base, when the floor of a base is the least (``boxes.py``).
+What is never tightened or made has a bound above all that was handed out, so the order is that of all tight bounds.
+Candidates beyond a limit's effort are not handed out; their least bound is asked for once, for the gap.
 """
 
 from __future__ import annotations
