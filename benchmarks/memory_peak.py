@@ -130,7 +130,7 @@ def page(found: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-SEEN = ((512, 512), (640, 768), (384, 640))
+SEEN = ((512, 512), (640, 768), (384, 640), (768, 320), (256, 448))
 """(Width, prompt tokens) that were run while the model of memory was made."""
 
 
