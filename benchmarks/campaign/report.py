@@ -93,11 +93,16 @@ def write_results(found: Mapping[str, Sequence[Result]], folder: Path) -> None:
         "rounds": len(beforehand[0].durations_s),
         "cells": len(by_cell(beforehand)),
         "again": sum(runs[cell].get("again", 0) for cell in by_cell(beforehand)),
-        "figures": {title: figures(members) for title, members in found.items() if members},
+        "figures": {title: known(figures(members)) for title, members in found.items() if members},
         "rows": [row_of(one) for one in beforehand],
     }
-    write_atomically(RESULTS / "validate.json", json.dumps(document) + "\n")
+    write_atomically(RESULTS / "validate.json", json.dumps(document, allow_nan=False) + "\n")
     add_misses(RESULTS / "invalidation.jsonl", beforehand, folder)
+
+
+def known(groups: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Without the figures that a group cannot have (no two of its plans to be ranked): JSON knows no NaN."""
+    return {name: {key: value for key, value in row.items() if value == value} for name, row in groups.items()}
 
 
 def row_of(one: Result) -> dict[str, Any]:

@@ -6,6 +6,7 @@ README's is whatever stands between the two markers; docs/campaign.md is written
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -42,15 +43,13 @@ def percent(value: float, digits: int = 0) -> str:
 
 
 def row(name: str, figures: Figures) -> str:
-    tau = "–" if figures["tau_median"] != figures["tau_median"] else f"{figures['tau_median']:.2f}"
-    apart = "–" if tau == "–" else f"{figures['tau_distinct_median']:.2f}"
+    tau, apart = (figures.get(key, math.nan) for key in ("tau_median", "tau_distinct_median"))
+    taus = "– | –" if tau != tau else f"{tau:.2f} | {apart:.2f}"
     error = (
         f"{percent(figures['error_median'], 1)} / {percent(figures['error_p90'])} / {percent(figures['error_worst'])}"
     )
-    regret = f"{percent(figures['regret_median'])} / {percent(figures['regret_worst'])}"
-    return (
-        f"| {name} | {figures['cells']:.0f} | {error} | {regret} | {tau} | {apart} | {percent(figures['coverage'])} |"
-    )
+    regret = " / ".join(percent(figures.get(key, math.nan)) for key in ("regret_median", "regret_worst"))
+    return f"| {name} | {figures['cells']:.0f} | {error} | {regret} | {taus} | {percent(figures['coverage'])} |"
 
 
 def groups(figures: Mapping[str, Figures]) -> list[str]:
