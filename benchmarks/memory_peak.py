@@ -163,7 +163,7 @@ def main() -> None:
         same = {name: getattr(size, name) for name in SIZES}
         kept = [row for row in kept if any(row[name] != same[name] for name in SIZES)] + found
         print(f"{sum(error(row) <= WITHIN for row in found)} of {len(found)} ranks within 5 %")
-        write_atomically(arguments.output, json.dumps(kept, indent=1) + "\n")
+        write_atomically(arguments.output, "[\n" + ",\n".join(map(json.dumps, kept)) + "\n]\n")
     write_atomically(PAGE, page(kept))
 
 

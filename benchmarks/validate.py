@@ -22,7 +22,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.campaign.calibrating import calibrated_place, kernel_sweep, usual_s
+from benchmarks.campaign.calibrating import calibrated_place, kernel_sweep, pace_of_machine
 from benchmarks.campaign.cells import Cell, all_cells, append, lines, predictions
 from benchmarks.campaign.models import MODELS
 from benchmarks.campaign.places import PLACES
@@ -58,7 +58,7 @@ def run_place(place: str, cells: Sequence[Cell], folder: Path, arguments: argpar
             if began_s > until_s:
                 note(f"{place}: out of time with {len(todo) - number + 1} of {len(todo)} cells to go")
                 return
-            runs = run_race(world, cell.race(), arguments.rounds, usual_s=usual_s(folder, world))
+            runs = run_race(world, cell.race(), arguments.rounds, usual_s=pace_of_machine(folder, world))
             names = [candidate.name for candidate in cell.candidates]
             kept = {
                 name: {"durations_s": run.durations_s, "spans_s": run.spans_s}

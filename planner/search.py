@@ -185,7 +185,7 @@ def try_pools(problem: Problem, found: Race, beside: tuple[Program, ...], *, sim
     most, boxes, looked_at = (np.inf, None, None) if simulations is None else (POOL_EFFORT, 1, LOOKED_AT)
     rising = islice(found.frontier.rising(POOLS, most=most, boxes=boxes), looked_at)
     slo_s = _slo_s(problem, found.question)
-    cheap = (row for row in rising if found.frontier.efforts[row] <= most and found.bounds[row] <= slo_s)
+    cheap = (row for row in rising if found.bounds[row] <= slo_s)
     for row in islice(cheap, simulations):
         best = found.best_pool()
         if best is not None and found.scores[row] > best.score:

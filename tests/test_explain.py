@@ -9,7 +9,7 @@ import pytest
 
 from planner.cli import main
 from planner.explain import TERMS, explain
-from planner.exploring.flips import Flip, _price, flips_of, with_nics
+from planner.exploring.flips import Flip, flips_of, price_flip, with_nics
 from planner.make import make_problem
 from simulator.allocation import (
     Allocation,
@@ -243,12 +243,12 @@ def test_the_price_at_which_two_plans_cost_as_much_is_where_their_gpu_seconds_di
     assert second is not None
     assert second.step_s is not None
     cheaper = second.model_copy(update={"num_gpus": choice.num_gpus // 2})
-    (flip,) = _price(choice, cheaper)
+    (flip,) = price_flip(choice, cheaper)
     assert flip.value is not None
     behind_s = second.step_s.value - ours
     assert flip.value * behind_s == pytest.approx(choice.num_gpus * ours - cheaper.num_gpus * second.step_s.value)
     dearer = second.model_copy(update={"num_gpus": choice.num_gpus})
-    assert list(_price(choice, dearer)) == []  # slower on as many GPUs: at no price
+    assert list(price_flip(choice, dearer)) == []  # slower on as many GPUs: at no price
 
 
 def test_explain_says_what_flips_a_choice_and_goes_on_without_its_inputs(

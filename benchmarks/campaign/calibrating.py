@@ -36,8 +36,8 @@ LOADED_S = 1.0
 PACE_S = 20.0
 
 
-def usual_s(folder: Path, world: Supervisor) -> float:
-    """The machine's pace (executor/pace.py) when the campaign began."""
+def pace_of_machine(folder: Path, world: Supervisor) -> float:
+    """Seconds of a look at the machine's pace (executor/pace.py) when the campaign began."""
     path = folder / "pace.json"
     if not path.exists():
         write_atomically(path, json.dumps({"usual_s": world.run(usual_pace, PACE_S)[0]}) + "\n")
@@ -54,8 +54,8 @@ def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
     questions = {(cell.model, cell.phase, cell.tokens): cell for cell in (*cells, *teachers)}.values()
     core = seats_here(1)[0]  # of several ranks, as in the places, of which one computes and the others rest
     with Supervisor(2, timeout_s=10 * KERNEL_BUDGET_S, seats=(core, core)) as world:
-        pace_s = usual_s(folder, world)
-        played = [one for cell in questions for one in played_plans(cell, world, pace_s)]
+        usual_s = pace_of_machine(folder, world)
+        played = [one for cell in questions for one in played_plans(cell, world, usual_s)]
         in_steps = rows_in_steps(played)
         met = {row.kernel for row in in_steps}
         missing = [kernel for kernel in hints_of(program for program, _ in played) if kernel not in met]
@@ -69,13 +69,13 @@ def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
     return profile
 
 
-def played_plans(cell: Cell, world: Supervisor, pace_s: float) -> list[Played]:
+def played_plans(cell: Cell, world: Supervisor, usual_s: float) -> list[Played]:
     """The cell's plans that show all of its kernels, and the seconds of their operations."""
     race = cell.race()
     programs = [race.program(placement) for placement in race.placements]
     chosen = covering(programs, times=2)
     plans = tuple((race.step, race.placements[index]) for index in chosen)
-    spans = world.run(time_steps, race.model, plans, race.nodes, KERNEL_BUDGET_S, pace_s)[0]
+    spans = world.run(time_steps, race.model, plans, race.nodes, KERNEL_BUDGET_S, usual_s)[0]
     return list(zip((programs[index] for index in chosen), spans, strict=False))
 
 
@@ -85,10 +85,10 @@ def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple
     profile_path, cluster_path = folder / f"profile-{cluster.name}.json", folder / f"cluster-{cluster.name}.json"
     if profile_path.exists() and cluster_path.exists():
         return load(cluster_path, Cluster), load_profile(profile_path)
-    pace_s = usual_s(folder, world)
-    measured = measured_place(folder, cluster, world, pace_s)
-    cluster = at_usual_pace(world, pace_s, lambda: with_nic_latency(cluster, world))
-    lessons = [one for cell in teaching_cells(cluster.name) for one in lessons_of(cell, world, pace_s)]
+    usual_s = pace_of_machine(folder, world)
+    measured = measured_place(folder, cluster, world, usual_s)
+    cluster = at_usual_pace(world, usual_s, lambda: with_nic_latency(cluster, world))
+    lessons = [one for cell in teaching_cells(cluster.name) for one in lessons_of(cell, world, usual_s)]
     profile = taught(measured, cluster, lessons)
     write_atomically(folder / f"measured-{cluster.name}.json", to_json(measured))
     write_atomically(cluster_path, to_json(cluster))
@@ -96,28 +96,28 @@ def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple
     return cluster, profile
 
 
-def lessons_of(cell: Cell, world: Supervisor, pace_s: float) -> list[Lesson]:
+def lessons_of(cell: Cell, world: Supervisor, usual_s: float) -> list[Lesson]:
     """A short race of the cell's candidates."""
     race = cell.race()
-    runs = run_race(world, race, TEACHER_ROUNDS, usual_s=pace_s)
+    runs = run_race(world, race, TEACHER_ROUNDS, usual_s=usual_s)
     return [
         Lesson(race.program(placement), median(run.durations_s), run.spans_s, run.durations_s, cell.name)
         for placement, run in zip(race.placements, runs, strict=True)
     ]
 
 
-def measured_place(folder: Path, cluster: Cluster, world: Supervisor, pace_s: float) -> Profile:
+def measured_place(folder: Path, cluster: Cluster, world: Supervisor, usual_s: float) -> Profile:
     """The kernels with this world's hosts, messages and collectives."""
     kernels, ranks = load_profile(folder / "kernels.json"), cluster.nodes[0].gpus
-    times = at_usual_pace(world, pace_s, lambda: world_timing.time_messages(world))
+    times = at_usual_pace(world, usual_s, lambda: world_timing.time_messages(world))
     latency_s, bytes_per_s = world_timing.latency_and_bandwidth(times)
     timed = [
         one
         for kind in world_timing.COLLECTIVE_KINDS
         for num_ranks in range(2, ranks + 1)
-        for one in at_usual_pace(world, pace_s, partial(world_timing.time_collective, world, kind, num_ranks))
+        for one in at_usual_pace(world, usual_s, partial(world_timing.time_collective, world, kind, num_ranks))
     ]
-    host = at_usual_pace(world, pace_s, lambda: measured_host(cluster, world, times, timed))
+    host = at_usual_pace(world, usual_s, lambda: measured_host(cluster, world, times, timed))
     host = host.model_copy(update={"view_s": kernels.host.view_s if kernels.host else 0.0})
     rows = tuple(TimedRow(one.kernel, one.seconds, SOURCE) for one in timed)
     source = f"{SOURCE}: ping-pong of two ranks"

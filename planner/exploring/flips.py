@@ -86,7 +86,7 @@ def flips_of(problem: Problem, choice: Choice, cache: Placement | None = None) -
     yield _length(problem, question, choice, name, leads)
     yield _batch(problem, question, choice, name, leads)
     yield _nics(problem, question, choice, name, leads)
-    yield from _price(choice, second)
+    yield from price_flip(choice, second)
 
 
 Leads = Callable[[Problem, Question], bool | None]
@@ -127,7 +127,7 @@ def _nics(problem: Problem, question: Question, choice: Choice, name: str, leads
     return _flip(choice, "nics", None, f"fewer than {most} NICs a node do not make {name} better [assumed]")
 
 
-def _price(choice: Choice, second: Alternative) -> Iterator[Flip]:
+def price_flip(choice: Choice, second: Alternative) -> Iterator[Flip]:
     """What a second must be worth, where one of the two is faster and the other takes fewer GPU-seconds."""
     ours = choice.metrics.step_s
     if second.step_s is None or second.step_s.value == ours.value:
