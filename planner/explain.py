@@ -14,7 +14,7 @@ from planner.heads import useful_gpus
 from planner.rivals import rule_pool
 from planner.threshold import documents_threshold
 from simulator.allocation import Allocation, Alternative, Choice, Interval, Switching
-from simulator.units import format_seconds
+from simulator.units import format_figure, format_seconds
 
 COMMUNICATION = ("network", "collective", "waiting")
 TERMS = """\
@@ -102,18 +102,15 @@ def _rate(choice: Choice) -> str:
     hours = metrics.gpu_seconds_per_token.value * 1e6 / 3600
     energy = metrics.joules_per_token
     joules = (
-        "energy unknown (no power_w)" if energy is None else f"at most {_round(energy.value)} J a token [{energy.tag}]"
+        "energy unknown (no power_w)"
+        if energy is None
+        else f"at most {format_figure(energy.value)} J a token [{energy.tag}]"
     )
-    rate, each = _round(metrics.tokens_per_s.value), _round(metrics.tokens_per_s_per_gpu.value)
+    rate, each = format_figure(metrics.tokens_per_s.value), format_figure(metrics.tokens_per_s_per_gpu.value)
     return (
-        f"{rate} tokens/s of {what}, {each} tokens/s a GPU, {_round(hours)} GPU-hours a million tokens "
+        f"{rate} tokens/s of {what}, {each} tokens/s a GPU, {format_figure(hours)} GPU-hours a million tokens "
         f"[{metrics.tokens_per_s.tag}]; {joules}"
     )
-
-
-def _round(value: float) -> str:
-    """Three digits at least, and no exponent where it is large."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _front(choice: Choice) -> str:

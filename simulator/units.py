@@ -21,3 +21,8 @@ def format_seconds(duration_s: float) -> str:
         if abs(duration_s) >= size:
             return f"{duration_s / size:.3g} {unit}"
     return f"{duration_s / 1e-9:.3g} ns"
+
+
+def format_figure(value: float) -> str:
+    """Three digits at least, and no exponent where it is large: ``1,940``, ``0.0125``."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

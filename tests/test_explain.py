@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,8 @@ def test_flips_name_length_batch_and_nics_on_a_small_instance() -> None:
     assert choice.runner_up is not None
     assert [flip.quantity for flip in found][:3] == ["tokens", "batch", "nics"]
     fewer = with_nics(problem.cluster, 1)
+    poor = replace(problem, cluster=fewer)
+    assert "nics" not in [flip.quantity for flip in flips_of(poor, choice)]  # there are none to take away
     assert all(node.nics is not None and node.nics.count == 1 for node in fewer.nodes)
 
 
@@ -262,7 +265,7 @@ def test_explain_says_what_flips_a_choice_and_goes_on_without_its_inputs(
     assert loose_numbers(text) == []
     flips = [line.strip() for line in text.splitlines() if line.startswith("  flips       ")]
     made = load(path, Allocation)
-    assert len(flips) >= 3 * sum(choice.runner_up is not None for choice in made.policy) > 0
+    assert len(flips) >= 2 * sum(choice.runner_up is not None for choice in made.policy) > 0
     assert main(["explain", "--no-flips", str(path)]) == 0
     assert "  flips       " not in capsys.readouterr().out.split("terms")[0]
     other = made.digests.model_copy(update={"model": "0" * 64})

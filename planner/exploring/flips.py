@@ -22,6 +22,7 @@ from planner.space import Question
 from simulator.allocation import Allocation, Alternative, Choice
 from simulator.cluster import Cluster
 from simulator.placement import Placement
+from simulator.units import format_figure
 from simulator.workload import Phase
 
 REACH = 8  # how far from the planned length a flip is looked for
@@ -85,7 +86,7 @@ def flips_of(problem: Problem, choice: Choice, cache: Placement | None = None) -
     name = second.name
     yield _length(problem, question, choice, name, leads)
     yield _batch(problem, question, choice, name, leads)
-    yield _nics(problem, question, choice, name, leads)
+    yield from _nics(problem, question, choice, name, leads)
     yield from price_flip(choice, second)
 
 
@@ -116,15 +117,19 @@ def _batch(problem: Problem, question: Question, choice: Choice, name: str, lead
     return _flip(choice, "batch", None, f"no batch of {shown} makes {name} better [fitted]")
 
 
-def _nics(problem: Problem, question: Question, choice: Choice, name: str, leads: Leads) -> Flip:
+def _nics(problem: Problem, question: Question, choice: Choice, name: str, leads: Leads) -> Iterator[Flip]:
+    """Nothing where no node has several."""
     most = max((node.nics.count for node in problem.cluster.nodes if node.nics is not None), default=1)
+    if most == 1:
+        return
     count = most // 2
     while count:
         cluster = with_nics(problem.cluster, count)
         if leads(replace(problem, cluster=cluster), replace(question, cluster=cluster)) is False:
-            return _flip(choice, "nics", count, f"{name} is better with {count} NICs a node [assumed]")
+            yield _flip(choice, "nics", count, f"{name} is better with {count} NICs a node [assumed]")
+            return
         count //= 2
-    return _flip(choice, "nics", None, f"fewer than {most} NICs a node do not make {name} better [assumed]")
+    yield _flip(choice, "nics", None, f"fewer than {most} NICs a node do not make {name} better [assumed]")
 
 
 def price_flip(choice: Choice, second: Alternative) -> Iterator[Flip]:
@@ -136,8 +141,8 @@ def price_flip(choice: Choice, second: Alternative) -> Iterator[Flip]:
     worth = (held - theirs) / (second.step_s.value - ours.value)
     if worth > 0:
         side = "less" if second.step_s.value > ours.value else "more"
-        text = f"{second.name} is better where a second of the step is worth {side} than {worth:,.3g} GPU-seconds"
-        yield _flip(choice, "price", worth, f"{text} [{ours.tag}]")
+        price = f"{side} than {format_figure(worth)} GPU-seconds [{ours.tag}]"
+        yield _flip(choice, "price", worth, f"{second.name} is better where a second of the step is worth {price}")
 
 
 def with_nics(cluster: Cluster, count: int) -> Cluster:
