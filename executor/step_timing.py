@@ -44,10 +44,11 @@ def time_steps(
     nodes: tuple[int, ...],
     limit_s: float,
     usual_s: float = 0.0,
+    repeats: int = REPEATS,
 ) -> list[Spans]:
     """Job: rank 0 plays the fp32 programs of ``plans`` in order until ``limit_s`` is over; the others rest. Each
-    operation's median seconds. Every rank has weights of its own, and before a step other data fill the caches.
-    ``usual_s``: the pace (``Pace``) at which a step counts."""
+    operation's median seconds of ``repeats`` steps after one that is not counted. Every rank has weights of its own,
+    and before a step other data fill the caches. ``usual_s``: the pace (``Pace``) at which a step counts."""
     found: list[Spans] = []
     began_s = time.monotonic()
     num_ranks, pace = len(nodes), Pace(usual_s)
@@ -62,7 +63,7 @@ def time_steps(
         gc.disable()
         try:
             played.step()
-            rows = [pace.kept(played.step) for _ in range(REPEATS)]
+            rows = [pace.kept(played.step) for _ in range(repeats)]
         finally:
             gc.enable()
         found.append(tuple(tuple(np.median(ranks, axis=0).tolist()) for ranks in zip(*rows, strict=True)))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Any, cast
 
 import numpy as np
@@ -35,6 +35,7 @@ MESSAGE_BYTES = tuple(2**power for power in (12, 15, 18, 20, 22))
 COLLECTIVE_BYTES = tuple(2**power for power in (12, 15, 16, 18, 20, 22))  # 2¹⁵: the largest that goes whole
 COLLECTIVE_KINDS: tuple[p.CollectiveKind, ...] = ("all_reduce", "all_gather", "all_to_all", "reduce_scatter")
 COLD_VALUES = 2**18  # 1 MiB in fp32: a core's L2
+BURST = 3  # messages one after another: what a rank sends and takes in for an operation; the first costs most
 TAKEN_IN = 9  # values of each size that are taken in long after they came
 REST_S = 1e-3  # after each, for members that share a core with one that is done
 LARGE_BYTES = 2**20  # from here on a message is all bandwidth
@@ -90,7 +91,8 @@ def load(worker: Worker, kernel: ComputeKernel, num_busy: int, duration_s: float
 def messages(
     worker: Worker, sizes: Sequence[int], round_trips: int, pair: tuple[int, int] = (0, 1)
 ) -> list[MessageLog]:
-    """Job: the two ranks of ``pair`` send values of each size to and fro, each after computing for a while."""
+    """Job: the two ranks of ``pair`` send bursts of values of each size to and fro, each after computing for a while.
+    What a message costs of a thread is the mean of its burst; how long it is under way, the first's."""
     rank, found = worker.world.rank, []
     for tag, size in enumerate(sizes):
         worker.progress.note(State.RUNNING, tag)
@@ -104,7 +106,7 @@ def _to_and_fro(worker: Worker, size: int, round_trips: int, pair: tuple[int, in
     rank, transport = worker.world.rank, DistributedTransport(worker.world)
     value = torch.ones(size // 4)
     send, receive = _both_ways(value, pair[1] if rank == pair[0] else pair[0])
-    transport.begin([receive] * (round_trips + 1 + TAKEN_IN))
+    transport.begin([receive] * (BURST * (round_trips + 1 + TAKEN_IN)))
     own = Interpreted(transport, worker)
     sent, arrived, core_s, issue_s = [], [], 0.0, []
     for turn in range(2 * (round_trips + 1)):
@@ -113,15 +115,17 @@ def _to_and_fro(worker: Worker, size: int, round_trips: int, pair: tuple[int, in
             _compute()
             began_core_s = time.process_time()
             sent.append(time.perf_counter())
-            issue_s.append(own.seconds(send, value))
+            issue_s.append(mean(own.seconds(send, value) for _ in range(BURST)))
         else:
             value = transport.receive(receive).wait()
             arrived.append(time.perf_counter())
+            for _ in range(BURST - 1):
+                transport.receive(receive).wait()
         core_s += time.process_time() - began_core_s if turn > 1 else 0.0
     rest_s = 2 * (arrived[-1] - arrived[0]) / (len(arrived) - 1)
     receive_s = [_taken_in(own, send, receive, value, rest_s) for _ in range(TAKEN_IN)]
     transport.finish()
-    core_s /= 2 * round_trips
+    core_s /= 2 * round_trips * BURST
     return MessageLog(tuple(sent[1:]), tuple(arrived[1:]), core_s, median(issue_s[1:]), median(receive_s))
 
 
@@ -151,11 +155,12 @@ def _both_ways(value: torch.Tensor, other: int) -> tuple[p.Send, p.Recv]:
 
 
 def _taken_in(own: Interpreted, send: p.Send, receive: p.Recv, value: torch.Tensor, rest_s: float) -> float:
-    """Seconds to take in a value that has come already; both ends send one and rest meanwhile."""
-    own.seconds(send, value)
+    """Seconds to take in a value of a burst that has come already; both ends send one and rest meanwhile."""
+    for _ in range(BURST):
+        own.seconds(send, value)
     time.sleep(rest_s)
     _compute()
-    return own.seconds(receive)
+    return mean(own.seconds(receive) for _ in range(BURST))
 
 
 def collectives(

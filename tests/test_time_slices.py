@@ -16,6 +16,16 @@ CODE = (
 )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's policies")
+def test_a_rank_that_a_message_wakes_does_not_take_the_senders_core() -> None:
+    code = (
+        "import os; from executor.time_slices import ask_for_slices; "
+        "print(ask_for_slices(), os.sched_getscheduler(0) == os.SCHED_BATCH)"
+    )
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert text.split() in (["True", "True"], ["False", "False"])  # what was agreed is what is
+
+
 @pytest.mark.skipif(own_slice_s() is None, reason="this kernel shows no slices (before Linux 6.12)")
 def test_a_thread_and_the_threads_it_starts_have_the_slice_it_asked_for() -> None:
     text = subprocess.run([sys.executable, "-c", CODE], capture_output=True, text=True, check=True).stdout

@@ -28,7 +28,7 @@ DECODE_TOKENS, DECODE_BATCH = (128, 256, 512, 1024), 32
 
 
 TEACHER_TOKENS: dict[str, dict[Phase, tuple[int, ...]]] = {
-    TEACHER.name: {"prefill": (96, 320), "decode": (192, 768)},
+    TEACHER.name: {"prefill": (96, 320), "decode": (192, 1280)},
     ROUTED_TEACHER.name: {"prefill": (160,), "decode": (384,)},
 }
 TEACHER_ROUNDS = 8
@@ -46,6 +46,11 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.place}/{self.model}/{self.phase}/{self.tokens}"
+
+    @property
+    def sitting(self) -> str:
+        """What is calibrated together: one model at one place. The folder of its calibration, in the campaign's."""
+        return f"{self.place}/{self.model}"
 
     @property
     def nodes(self) -> tuple[int, ...]:
@@ -66,7 +71,7 @@ class Cell:
 
 
 def all_cells(places: Iterable[str], models: Iterable[str], phases: Iterable[Phase]) -> Iterator[Cell]:
-    """Place by place, as each needs a world of its own."""
+    """Place by place and model by model, as each is calibrated just before it runs."""
     models, phases = list(models), list(phases)
     for place in places:
         for model in models:

@@ -146,8 +146,9 @@ def whereabouts(one: Result, spans_s: Sequence[Sequence[float]], folder: Path) -
     cell = Cell(place, model, "prefill" if phase == "prefill" else "decode", int(tokens))
     placement = next(candidate.placement for candidate in cell.candidates if candidate.name == one.name)
     program = cell.race().program(placement)
-    profile = load_profile(folder / f"profile-{place}.json")
-    prices = price(program, load(folder / f"cluster-{place}.json", Cluster), {profile.gpu.name: profile})
+    calibrated = folder / cell.sitting
+    profile = load_profile(calibrated / "profile.json")
+    prices = price(program, load(calibrated / "cluster.json", Cluster), {profile.gpu.name: profile})
     moves = [[isinstance(operation, Send | Recv | Collective) for operation in rank] for rank in program.ranks]
     computed = [sum(s for s, m in zip(*row, strict=True) if not m) for row in zip(spans_s, moves, strict=False)]
     rank = computed.index(max(computed))

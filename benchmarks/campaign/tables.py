@@ -33,8 +33,6 @@ TITLES = {
     "predicted beforehand": "predicted beforehand",
     "other lengths, as calibrated": "beforehand, lengths that teach nothing below",
     "other lengths, recalibrated": "recalibrated, other lengths",
-    "other models, as calibrated": "beforehand, models that teach nothing below",
-    "other models, recalibrated": "recalibrated, other models",
 }
 
 
