@@ -18,7 +18,8 @@ import numpy as np
 from calibration.sweep import CPU_HEADS, CPU_MAX_FLOP, CPU_RANKS, MEMORY_KINDS, calibrate_cpu, cpu_kernels, cpu_profile
 from executor.supervisor import Supervisor
 from executor.timing import time_kernels
-from simulator.costs.cost import class_of, predict
+from simulator.costs.columns import class_of
+from simulator.costs.cost import predict
 from simulator.formats.files import write_atomically
 from simulator.kernel import AttentionDecode, AttentionPrefill, ComputeKernel, Gemm, Memory, Moe, flops
 

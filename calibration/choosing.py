@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from calibration.fit import starts
-from simulator.costs.cost import PHYSICAL_MODELS, class_of, rows_of
+from simulator.costs.columns import class_of, rows_of
+from simulator.costs.cost import PHYSICAL_MODELS
 from simulator.costs.gaussian_kernel import matern
 from simulator.costs.physics import Array, Device
 from simulator.kernel import ComputeKernel, Memory

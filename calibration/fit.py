@@ -26,12 +26,15 @@ from calibration.transferring import donor_model, transferred_model
 from calibration.transfers import collective_curves, memory_costs, send_recv
 from simulator.cluster import Gpu
 from simulator.costs import physics_flash3, physics_flash3_decode
-from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, dtype_bytes, range_columns
+from simulator.costs.columns import range_columns
+from simulator.costs.cost import PHYSICAL_MODELS, dtype_bytes
+from simulator.costs.learned import apply_residual
 from simulator.costs.physics import GEMM_START, Array, Device
 from simulator.costs.physics_attention import DECODE_START, PREFILL_START
 from simulator.costs.physics_moe import MOE_START, TUNED_FILES, TUNED_START
 from simulator.errors import ProfileError
-from simulator.profile import GaussianResidual, Intervals, KernelModel, Profile, Provenance, Range, Residual, Tag
+from simulator.profile import Intervals, KernelModel, Profile, Provenance, Range, Tag
+from simulator.residual import GaussianResidual, Residual
 
 START: Mapping[str, Mapping[str, float]] = {
     "gemm": GEMM_START,

@@ -14,7 +14,7 @@ from scipy.optimize import minimize
 
 from simulator.costs.gaussian_kernel import matern
 from simulator.costs.physics import Array
-from simulator.profile import GaussianResidual, encode_floats
+from simulator.residual import GaussianResidual, encode_floats
 
 # log of (signal variance, noise variance, a length each) of log residuals on standardised features: mean and spread of
 # the priors. Chosen on tables that no line of docs/accuracy.md uses (SGLang's on the A100, vLLM's fp8 KV on the H200).

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # scikit-learn brings it
 
 from simulator.costs.physics import Array
-from simulator.profile import Layer, Residual, encode_floats
+from simulator.residual import Layer, Residual, encode_floats
 
 Float32 = npt.NDArray[np.float32]
 BETA1, BETA2, EPSILON = 0.9, 0.995, 1e-8

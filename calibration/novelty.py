@@ -16,7 +16,9 @@ import numpy as np
 from calibration.conformal import quantiles
 from calibration.network import Training, train
 from calibration.rows import Table
-from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, range_columns
+from simulator.costs.columns import range_columns
+from simulator.costs.cost import PHYSICAL_MODELS
+from simulator.costs.learned import apply_residual
 from simulator.costs.physics import Array, Device
 from simulator.profile import Range
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from simulator.costs.cost import class_of, rows_of
+from simulator.costs.columns import class_of, rows_of
 from simulator.costs.physics import Array
 from simulator.kernel import GroupCollective, Kernel, Memory
 

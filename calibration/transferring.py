@@ -13,19 +13,13 @@ from calibration.conformal import intervals
 from calibration.folds import Predictor, held_out_seconds
 from calibration.gaussian import fit_gaussian
 from calibration.rows import Table
-from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, range_columns
+from simulator.costs.columns import range_columns
+from simulator.costs.cost import PHYSICAL_MODELS
+from simulator.costs.learned import apply_residual
 from simulator.costs.physics import Array, Device
 from simulator.errors import ProfileError
-from simulator.profile import (
-    GaussianResidual,
-    Intervals,
-    KernelModel,
-    Profile,
-    Provenance,
-    Range,
-    Residual,
-    TransferredResidual,
-)
+from simulator.profile import Intervals, KernelModel, Profile, Provenance, Range
+from simulator.residual import GaussianResidual, Residual, TransferredResidual
 
 MIN_ROWS = 12
 

@@ -24,7 +24,7 @@ from executor.progress import State
 from executor.weights import TORCH_DTYPES
 from executor.worker import Worker
 from simulator import program as p
-from simulator.costs.cost import routing_alpha
+from simulator.costs.columns import routing_alpha
 from simulator.errors import ProfileError
 from simulator.kernel import AttentionDecode, AttentionPrefill, ComputeKernel, Gemm, Memory, Moe, expert_rows
 from simulator.units import DTYPE_BYTES

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from simulator.costs.cost import predict, routing_alpha
+from simulator.costs.columns import routing_alpha
+from simulator.costs.cost import predict
 from simulator.errors import SpecError
 from simulator.formats.files import read_text
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, Kernel, Moe

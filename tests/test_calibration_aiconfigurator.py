@@ -13,7 +13,8 @@ from calibration.conformal import intervals
 from calibration.fit import FitOptions, device_for, held_for_intervals
 from calibration.importers.aiconfigurator import load_gpu, load_rows, version_key
 from calibration.rows import TimedRow, tables
-from simulator.costs.cost import PHYSICAL_MODELS, apply_residual
+from simulator.costs.cost import PHYSICAL_MODELS
+from simulator.costs.learned import apply_residual
 from simulator.errors import SpecError
 from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, Moe
 from simulator.profile import load_profile

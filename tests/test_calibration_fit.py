@@ -14,7 +14,8 @@ from calibration.rows import Table, TimedRow, tables
 from calibration.splits import SPLITS
 from calibration.transfers import collective_curves, memory_costs, send_recv
 from simulator.cluster import Gpu
-from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, predict
+from simulator.costs.cost import PHYSICAL_MODELS, predict
+from simulator.costs.learned import apply_residual
 from simulator.costs.physics import Device, Physics
 from simulator.errors import ProfileError
 from simulator.formats.files import to_json

@@ -12,7 +12,7 @@ from calibration.choosing import LENGTH, NOISE, in_order
 from calibration.journal import Journal
 from calibration.points import driver_version, facts, journal_beside, time_points
 from calibration.sweep import CUDA_MOST, cuda_kernels
-from simulator.costs.cost import class_of, rows_of
+from simulator.costs.columns import class_of, rows_of
 from simulator.costs.gaussian_kernel import matern
 from simulator.costs.physics import GEMM_START, Device, gemm
 from simulator.errors import ProfileError

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simulator.costs.collective_curve import curve_seconds
-from simulator.costs.cost import PHYSICAL_MODELS, apply_residual, device_of, predict, predict_rows, rows_of
+from simulator.costs.columns import rows_of
+from simulator.costs.cost import PHYSICAL_MODELS, device_of, predict, predict_rows
+from simulator.costs.learned import apply_residual
 from simulator.errors import ProfileError, SpecError
 from simulator.kernel import (
     AttentionDecode,

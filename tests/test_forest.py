@@ -9,7 +9,8 @@ import numpy as np
 from calibration.forest import crossed, lessons
 from calibration.network import Training, train
 from calibration.rows import Table
-from simulator.costs.cost import PHYSICAL_MODELS, apply_residual
+from simulator.costs.cost import PHYSICAL_MODELS
+from simulator.costs.learned import apply_residual
 from simulator.costs.physics import GEMM_START, Array, Device
 
 DEVICE = Device(312e12, 2.039e12, 108, 2)

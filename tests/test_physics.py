@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from calibration.fit import START, VARIANTS
 from simulator.costs import physics_moe, tuned_tiles
-from simulator.costs.cost import PHYSICAL_MODELS, rows_of
+from simulator.costs.columns import rows_of
+from simulator.costs.cost import PHYSICAL_MODELS
 from simulator.costs.physics import Device, Physics
 from simulator.costs.physics_attention import BLOCK_K, key_splits, walked_keys
 from simulator.costs.physics_attention import attended_pairs as attended_pairs_array

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from simulator.costs import physics_flash3, physics_flash3_decode
-from simulator.costs.cost import rows_of
+from simulator.costs.columns import rows_of
 from simulator.costs.flash3_tiles import prefill_tile
 from simulator.costs.physics import Array, Device
 from simulator.kernel import AttentionDecode, AttentionPrefill

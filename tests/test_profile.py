@@ -11,7 +11,8 @@ import pytest
 
 from simulator.errors import ProfileError, SpecError
 from simulator.formats.files import parse, to_json, validate
-from simulator.profile import PRESETS, Profile, decode_floats, encode_floats, load_profile, preset_names
+from simulator.profile import PRESETS, Profile, load_profile, preset_names
+from simulator.residual import decode_floats, encode_floats
 
 LOAD_LIMIT_S = 0.05
 

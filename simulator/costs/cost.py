@@ -1,10 +1,9 @@
 """Cost: seconds of kernels on the device of a profile, with a 90 % interval and whether data backs them.
 
-seconds = max(bound, physical model x exp(learned residual(physical features))). The residual sees counts (tiles, waves,
-blocks walked), not raw lengths, and both its inputs and its output are clamped to what calibration saw: outside
-the calibrated range the physical model carries the prediction, the interval widens with the distance in octaves
-and ``inside`` is False. Beyond the timed lengths of ``SMOOTH_COLUMNS`` the residual is the mean of what it says of the
-shape and of the nearest timed one. Pure numpy; nothing is cached but the decoded weights.
+seconds = max(bound, physical model x exp(learned residual(physical features))). Outside the calibrated range the
+physical model carries the prediction, the interval widens with the distance in octaves and ``inside`` is False. Beyond
+the timed lengths of ``SMOOTH_COLUMNS`` the residual is the mean of what it says of the shape and of the nearest timed
+one. Pure numpy; nothing is cached but the decoded weights.
 """
 
 from __future__ import annotations
@@ -20,26 +19,16 @@ import numpy.typing as npt
 from simulator.cluster import Gpu
 from simulator.costs import physics, physics_attention, physics_flash3, physics_flash3_decode, physics_moe
 from simulator.costs.collective_curve import collective_seconds
-from simulator.costs.gaussian_kernel import matern
+from simulator.costs.columns import class_of, octaves_outside, range_columns, rows_of
+from simulator.costs.learned import apply_residual
 from simulator.costs.physics import Array, Coefficients, Device, Physics
 from simulator.errors import ProfileError, SpecError
-from simulator.kernel import AttentionDecode, AttentionPrefill, Gemm, GroupCollective, Kernel, Memory, Moe
-from simulator.profile import (
-    AnyResidual,
-    Float32,
-    GaussianResidual,
-    KernelModel,
-    Profile,
-    Residual,
-    TransferredResidual,
-)
+from simulator.kernel import GroupCollective, Kernel, Memory
+from simulator.profile import KernelModel, Profile
 from simulator.units import DTYPE_BYTES
 
 PARALLEL_CHUNKS = 8  # fewer are not worth starting threads
-BLOCK_ROWS = 32
 CHUNK_ROWS = 8192  # keeps a chunk's activations inside the L2 cache
-NOVEL_COLUMNS = frozenset({"causal", "window", "past", "alpha", "gated"})
-NOVEL_OCTAVES = 1.0
 # Columns beyond whose largest value the nearest timed shape's residual is as good a guess as the shape's own: chosen on
 # rows inside the training parts (A100, H200). Not GEMM's m, prefill's or decode's lengths: there it was worse.
 SMOOTH_COLUMNS: Mapping[str, tuple[str, ...]] = {"gemm": ("n", "k"), "moe": ("tokens",)}
@@ -172,137 +161,6 @@ def dtype_bytes(dtype: str) -> int:
     if dtype not in DTYPE_BYTES:
         raise SpecError(f"dtype: unknown {dtype!r}; known: {', '.join(DTYPE_BYTES)}")
     return DTYPE_BYTES[dtype]
-
-
-def apply_residual(shape: Physics, residual: AnyResidual | None) -> Array:
-    """Physical seconds times exp of the learned log residual, clamped to what was seen."""
-    if residual is None:
-        return shape.base_s
-    if shape.features.shape[1] != len(residual.feature_mean):
-        raise ProfileError(
-            f"profile: its residual reads {len(residual.feature_mean)} features, this version computes "
-            f"{shape.features.shape[1]}; rebuild it with the command in its provenance"
-        )
-    if isinstance(residual, TransferredResidual):
-        learned = _log_residual(shape, residual.donor) + _log_residual(shape, residual.local)
-    else:
-        learned = _log_residual(shape, residual)
-    return np.asarray(shape.base_s * np.exp(learned))
-
-
-def _log_residual(shape: Physics, residual: Residual | GaussianResidual) -> Array:
-    mean, inverse_scale, low, high = residual.scaling
-    x = shape.features.astype(np.float32)
-    x -= mean
-    x *= inverse_scale
-    np.clip(x, low, high, out=x)
-    learned = _network_mean(x, residual) if isinstance(residual, Residual) else _posterior_mean(x, residual)
-    return np.clip(learned.astype(np.float64), residual.low, residual.high)
-
-
-def _network_mean(x: Float32, residual: Residual) -> Float32:
-    """Mean output; in blocks so small that BLAS starts no threads (chunks already use every core)."""
-    blocks = -(-len(x) // BLOCK_ROWS)
-    padded = np.zeros((blocks * BLOCK_ROWS, x.shape[1]), dtype=np.float32)
-    padded[: len(x)] = x
-    stacked = padded.reshape(blocks, BLOCK_ROWS, -1)
-    total = np.zeros((blocks, BLOCK_ROWS, 1), dtype=np.float32)
-    for layers in residual.arrays:
-        hidden = stacked
-        for weights, bias in layers[:-1]:
-            hidden = hidden @ weights
-            hidden += bias
-            np.tanh(hidden, out=hidden)
-        total += hidden @ layers[-1][0] + layers[-1][1]
-    return total.reshape(-1)[: len(x)] / np.float32(max(len(residual.networks), 1))
-
-
-def _posterior_mean(x: Float32, residual: GaussianResidual) -> Float32:
-    correlation = matern(x, residual.points, residual.length).astype(np.float32)
-    return np.asarray(correlation @ residual.weights)
-
-
-def range_columns(kernel: str, rows: Array) -> dict[str, Array]:
-    """What a calibrated range is stated in: the columns, for prefill the prefix, for experts their matrix."""
-    values = {name: rows[:, i] for i, name in enumerate(physics.COLUMNS[kernel])}
-    if kernel == "attention_prefill":
-        values["past"] = values["seq_kv"] - values["seq_q"]
-    if kernel == "moe":  # of one model: its experts' matrices
-        values["matrix"] = values["hidden"] * values["inter"]
-    return values
-
-
-def octaves_outside(columns: Mapping[str, Array], model: KernelModel) -> Array:
-    """Largest distance of any column from its calibrated range, in doublings (0 inside).
-
-    A kind never timed (a prefix, a window, another mask or routing) is NOVEL_OCTAVES away however long it is:
-    the physical counts cover it, no row confirms it.
-    """
-    worst = np.zeros(len(next(iter(columns.values()))))
-    for name, values in columns.items():
-        bounds = model.calibrated.get(name)
-        if bounds is None:
-            continue
-        if name in NOVEL_COLUMNS:
-            away = NOVEL_OCTAVES * ((values > bounds.high) | (values < bounds.low))
-        else:
-            above = np.log2(np.maximum(values, 1.0) / max(bounds.high, 1.0))
-            below = np.log2(max(bounds.low, 1.0) / np.maximum(values, 1.0))
-            away = np.maximum(above, below)
-        worst = np.maximum(worst, away)
-    return np.where(worst > 1e-9, worst, 0.0)
-
-
-def rows_of(kernels: Sequence[Kernel]) -> Array:
-    """[n, columns] of kernels of one class."""
-    return np.array([_columns(kernel) for kernel in kernels], dtype=np.float64)
-
-
-def class_of(kernel: Kernel) -> str:
-    """``gemm``, ``attention_prefill``, ``attention_decode``, ``moe``, ``memory`` or ``collective``."""
-    match kernel:
-        case Gemm():
-            return "gemm"
-        case AttentionPrefill():
-            return "attention_prefill"
-        case AttentionDecode():
-            return "attention_decode"
-        case Moe():
-            return "moe"
-        case Memory():
-            return "memory"
-        case GroupCollective():
-            return "collective"
-
-
-def routing_alpha(routing: str) -> float:
-    """0 for ``balanced`` (or empty); A for ``power_law_A``."""
-    if routing in ("", "balanced"):
-        return 0.0
-    prefix, _, number = routing.rpartition("_")
-    try:
-        alpha = float(number)
-    except ValueError:
-        alpha = -1.0
-    if prefix != "power_law" or not 0.0 < alpha < 10.0:
-        raise SpecError(f"routing: unknown {routing!r}; known: balanced, power_law_A with 0 < A < 10")
-    return alpha if alpha != 1.0 else 1.0 + 1e-6  # x^-1 is the limit of the generator's formula
-
-
-def _columns(kernel: Kernel) -> tuple[float, ...]:
-    match kernel:
-        case Gemm():
-            return kernel.m, kernel.n, kernel.k
-        case AttentionPrefill(batch=batch, seq_q=seq_q, seq_kv=seq_kv, heads=heads):
-            mask = (float(kernel.causal), float(kernel.window))
-            return batch, seq_q, seq_kv, heads, kernel.kv_heads, kernel.head_dim, *mask
-        case AttentionDecode(batch=batch, context=context, heads=heads):
-            return batch, context, heads, kernel.kv_heads, kernel.head_dim, kernel.window
-        case Moe(tokens=tokens, hidden=hidden, inter=inter, topk=topk, experts=experts):
-            rest = (kernel.tp, kernel.ep, routing_alpha(kernel.routing), float(kernel.gated))
-            return tokens, hidden, inter, topk, experts, *rest
-        case Memory() | GroupCollective():
-            raise AssertionError("memory kernels and collectives have no column form")
 
 
 def _group_of(kernel: Kernel) -> tuple[str, str | int]:
