@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -254,8 +254,23 @@ def print_table(system: str | None = None, *, as_json: bool = False, kernels: Se
         print(json.dumps(rows, indent=2))
         return
     print(HEADER, flush=True)
+    printed = []
     for entry in found:
         print(render(entry), flush=True)
+        printed.append(entry)
+    print("\ncovered, of all held-out rows of a class: " + by_class(printed))
+
+
+def by_class(found: Iterable[Line]) -> str:
+    """Each kernel class's coverage over the held-out rows of all its lines that have one."""
+    covered: dict[str, float] = {}
+    held: dict[str, int] = {}
+    for entry in found:
+        if not np.isnan(entry.coverage):
+            name = entry.kernel.split()[0]
+            covered[name] = covered.get(name, 0.0) + entry.coverage * entry.num_held_out
+            held[name] = held.get(name, 0) + entry.num_held_out
+    return ", ".join(f"{name} {covered[name] / held[name]:.1f} %" for name in held)
 
 
 if __name__ == "__main__":

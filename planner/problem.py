@@ -139,32 +139,16 @@ def load_problem(
 ) -> Problem:
     """The scenario's parts, read. SpecError where more GPUs are asked for than there are, or the model itself exceeds
     the exactness budget."""
-    cluster = presets.cluster(scenario.cluster)
-    most = cluster.num_ranks
-    if scenario.max_gpus is not None and scenario.max_gpus > most:
-        raise SpecError(
-            f"scenario {scenario.name}: max_gpus {scenario.max_gpus} exceeds the {most} of cluster {cluster.name}"
-        )
-    if scenario.base_gpus is not None and scenario.base_gpus > most:
-        raise SpecError(
-            f"scenario {scenario.name}: base_gpus {scenario.base_gpus} exceeds the {most} of {cluster.name}"
-        )
+    cluster, model = presets.cluster(scenario.cluster), presets.model(scenario.model)
+    _refuse_impossible(scenario, cluster, model, exactness)
     limits = Limits(
-        max_gpus=scenario.max_gpus or most,
+        max_gpus=scenario.max_gpus or cluster.num_ranks,
         base_gpus=scenario.base_gpus,
         ttft_slo_s=ttft_slo_s,
         tpot_slo_s=tpot_slo_s,
         slo_quantile=slo_quantile,
         exactness=exactness,
     )
-    if scenario.objective == "joule":
-        rank_power_w(cluster)  # refused before anything is searched
-    model = presets.model(scenario.model)
-    if exactness == "exact" and model.experts is not None and model.experts.capacity_factor is not None:
-        raise SpecError(
-            f"model {model.name}: experts.capacity_factor {model.experts.capacity_factor:g} may drop tokens, which "
-            "exactness 'exact' excludes; remove it or allow 'drops-possible'"
-        )
     main = profile.load_profile(scenario.profile)
     return Problem(
         name=scenario.name,
@@ -180,6 +164,22 @@ def load_problem(
             model=scenario.model, cluster=scenario.cluster, workload=scenario.workload, profile=scenario.profile
         ),
     )
+
+
+def _refuse_impossible(scenario: Scenario, cluster: Cluster, model: Model, exactness: Exactness) -> None:
+    """SpecError for what is wrong before anything is searched."""
+    for name, gpus in (("max_gpus", scenario.max_gpus), ("base_gpus", scenario.base_gpus)):
+        if gpus is not None and gpus > cluster.num_ranks:
+            raise SpecError(
+                f"scenario {scenario.name}: {name} {gpus} exceeds the {cluster.num_ranks} of cluster {cluster.name}"
+            )
+    if scenario.objective == "joule":
+        rank_power_w(cluster)
+    if exactness == "exact" and model.experts is not None and model.experts.capacity_factor is not None:
+        raise SpecError(
+            f"model {model.name}: experts.capacity_factor {model.experts.capacity_factor:g} may drop tokens, which "
+            "exactness 'exact' excludes; remove it or allow 'drops-possible'"
+        )
 
 
 def _kept(kept: OrderedDict[int, tuple[Program, Found]], program: Program, work: Callable[[Program], Found]) -> Found:
