@@ -9,8 +9,8 @@ Three things may be learned, each in log space and shrunk towards nothing learne
                  and by how much it differs between two plans of one step, where errors that they share cancel
 
 Which of the first two to keep is decided by leaving out one length after the other: a choice is fitted to the others
-and judged on the one left out. Corrections are kept apart from the calibrated models, so that a profile always says
-what was measured alone and what was learned in company.
+and judged on the one left out; what it misses there is the interval of whole steps. Corrections are kept apart from the
+calibrated models, so that a profile always says what was measured alone and what was learned in company.
 """
 
 from __future__ import annotations
@@ -92,30 +92,30 @@ Teach = Callable[[Profile, Cluster, Sequence[Lesson]], Profile]
 
 
 def taught(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
-    """The profile with what pays on lengths left out, and the interval of whole steps set by these runs."""
-    kept = best_teaching(profile, cluster, lessons)(profile, cluster, lessons)
-    return with_step_interval(kept, cluster, lessons)
+    """The profile with what pays on lengths left out, and the interval of whole steps set by what these runs miss when
+    others teach."""
+    teach, errors = best_teaching(profile, cluster, lessons)
+    return with_step_interval(teach(profile, cluster, lessons), lessons, errors)
 
 
-def best_teaching(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Teach:
-    """Which of nothing, operations, transfers or both predicts a left-out length best; nothing if none clearly does.
-    With a single length, judged on the runs themselves."""
-    teachings: tuple[Teach, ...] = (with_operations, with_transfers, with_both)
-    errors = [left_out_error(teaching, profile, cluster, lessons) for teaching in teachings]
-    nothing = left_out_error(as_it_is, profile, cluster, lessons)
-    best = int(np.argmin(errors))
-    return teachings[best] if errors[best] < (1 - LEAST_GAIN) * nothing else as_it_is
+def best_teaching(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> tuple[Teach, Array]:
+    """Which of nothing, operations, transfers or both predicts a left-out length best, and what it misses there;
+    nothing if none clearly does."""
+    found = {teach: left_out_errors(teach, profile, cluster, lessons) for teach in TEACHINGS}
+    least = {teach: float(np.abs(errors).mean()) for teach, errors in found.items()}
+    best = min(least, key=least.__getitem__)
+    best = best if least[best] < (1 - LEAST_GAIN) * least[as_it_is] else as_it_is
+    return best, found[best]
 
 
-def left_out_error(teaching: Teach, profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> float:
-    """Mean |log error| of each length when taught by the others."""
-    lengths = sorted({one.length for one in lessons})
-    total = 0.0
-    for length in lengths:
-        left_out = thinned([one for one in lessons if one.length == length])
-        others = [one for one in lessons if one.length[1] != length[1]] or lessons
-        total += float(np.abs(log_errors(teaching(profile, cluster, others), cluster, left_out)).mean())
-    return total / len(lengths)
+def left_out_errors(teach: Teach, profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Array:
+    """log(measured / predicted) of every lesson when those of other lengths teach; with a single length, its own."""
+    errors = np.empty(len(lessons))
+    for tokens in {one.length[1] for one in lessons}:
+        left_out = [index for index, one in enumerate(lessons) if one.length[1] == tokens]
+        others = [one for one in lessons if one.length[1] != tokens] or lessons
+        errors[left_out] = log_errors(teach(profile, cluster, others), cluster, [lessons[index] for index in left_out])
+    return errors
 
 
 def log_errors(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Array:
@@ -150,6 +150,9 @@ def with_transfers(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]
     for scale, factors in SCALES:
         profile = _best_scaled(profile, scale, factors, cluster, chosen)
     return profile
+
+
+TEACHINGS: tuple[Teach, ...] = (as_it_is, with_operations, with_transfers, with_both)
 
 
 def _best_scaled(
@@ -261,12 +264,12 @@ def own_cores(program: Program, cluster: Cluster) -> bool:
     return all(cores[node] is None or count <= (cores[node] or 0) for node, count in busy.items())
 
 
-def with_step_interval(profile: Profile, cluster: Cluster, lessons: Sequence[Lesson]) -> Profile:
-    """The percentiles of what single runs of whole steps still miss, if there are enough steps, each counting alike;
-    and of what the medians of two plans of one question miss differently."""
+def with_step_interval(profile: Profile, lessons: Sequence[Lesson], errors: Array) -> Profile:
+    """The percentiles of what single runs of whole steps miss beside their medians' ``errors``, if there are enough
+    steps, each counting alike; and of what the medians of two plans of one question miss differently."""
     if len(lessons) < FEWEST_STEPS:
         return profile
-    quantiles, errors = np.arange(0.05, 1.0, 0.1), log_errors(profile, cluster, lessons)
+    quantiles = np.arange(0.05, 1.0, 0.1)
     left = [
         error + np.log(np.quantile(one.durations_s or [one.measured_s], quantiles) / one.measured_s)
         for one, error in zip(lessons, errors, strict=True)
