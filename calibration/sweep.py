@@ -22,9 +22,9 @@ from calibration.in_steps import Played, preferred, rows_in_steps, with_classes
 from calibration.journal import Journal
 from calibration.points import SOURCE, time_points
 from calibration.rows import TimedRow
+from calibration.shared_cores import shared_cores
 from calibration.teachers import one_core, one_rank_steps, play
 from calibration.transfers import collective_curves
-from calibration.turns import turn_share
 from simulator.cluster import Gpu
 from simulator.costs.work import kernels_of
 from simulator.host import Host
@@ -124,7 +124,7 @@ def _time_world(
 
     assert isinstance(world, Supervisor)
     loaded_s = max(0.3, min(1.0, left_s / 12))
-    capacity = timing.core_capacity(world, cores, loaded_s)
+    capacity, turn_share = shared_cores(world, cores, one_rank_steps(), loaded_s / 2)
     bandwidth = timing.memory_bandwidth_bytes_per_s(world, cores, loaded_s)
     times = timing.time_messages(world)
     latency_s, bytes_per_s = timing.latency_and_bandwidth(times)
@@ -144,7 +144,7 @@ def _time_world(
         receive_s_per_byte=receive_s_per_byte,
         collective_message_s=message_s,
         collective_s_per_byte=collective_s_per_byte,
-        turn_share=turn_share(world, one_rank_steps(), loaded_s / 2),
+        turn_share=turn_share,
         memory_bandwidth_bytes_per_s=bandwidth,
     )
     measured = SendRecv(

@@ -26,10 +26,9 @@ from executor.world import DistributedTransport
 from simulator import program as p
 from simulator.costs.collective_cost import Requested as Algorithm
 from simulator.costs.collective_cost import exchanged
-from simulator.kernel import ComputeKernel, Gemm, GroupCollective, Memory
+from simulator.kernel import ComputeKernel, GroupCollective, Memory
 from simulator.units import MiB
 
-LOAD_KERNEL = Gemm(256, 512, 512, "fp32")
 STREAM_BYTES = 48 * MiB  # far beyond a cache
 MESSAGE_BYTES = tuple(2**power for power in (12, 15, 18, 20, 22))
 COLLECTIVE_BYTES = tuple(2**power for power in (12, 15, 16, 18, 20, 22))  # 2¹⁵: the largest that goes whole
@@ -216,12 +215,6 @@ def time_load(world: Supervisor, kernel: ComputeKernel, counts: Sequence[int], d
         rates = world.run(load, kernel, count, duration_s)
         loads.append(Load(count, sum(rates) / count))
     return loads
-
-
-def core_capacity(world: Supervisor, cores: int, duration_s: float) -> float:
-    """Cores' worth of work all ranks do together, in units of one undisturbed rank."""
-    alone, together = time_load(world, LOAD_KERNEL, (1, min(world.size, cores)), duration_s)
-    return max(1.0, min(float(cores), together.ranks * together.calls_per_s / alone.calls_per_s))
 
 
 def memory_bandwidth_bytes_per_s(world: Supervisor, cores: int, duration_s: float) -> float:

@@ -19,8 +19,8 @@ from benchmarks.campaign.places import PLACES
 from benchmarks.campaign.race import run_race
 from calibration.in_steps import Played, covering, preferred, rows_in_steps, with_classes
 from calibration.rows import TimedRow
+from calibration.shared_cores import Question, shared_cores
 from calibration.sweep import SOURCE, Sweep, cpu_device, cpu_kernels, cpu_profile, hints_of
-from calibration.turns import Question, turn_share
 from executor import world_timing
 from executor.emulated_hosts import seats_here
 from executor.environment import cpu_name
@@ -152,15 +152,16 @@ def measured_host(
     receive_s, receive_s_per_byte = world_timing.receive_cost(times)
     message_s, collective_s_per_byte = world_timing.collective_threads(timed) if timed else (None, 0.0)
     alone = [one for cell in teaching_cells(cluster.name) for one in of_one_rank(cell)]
+    capacity, turn_share = shared_cores(world, cores, alone, LOADED_S / 2)
     return Host(
         transfer_issue_s=issue_s,
         send_issue_s_per_byte=issue_s_per_byte,
         receive_s=receive_s,
         receive_s_per_byte=receive_s_per_byte,
-        core_capacity=world_timing.core_capacity(world, cores, LOADED_S),
+        core_capacity=capacity,
         collective_message_s=message_s,
         collective_s_per_byte=collective_s_per_byte,
-        turn_share=turn_share(world, alone, LOADED_S / 2),
+        turn_share=turn_share,
         memory_bandwidth_bytes_per_s=world_timing.memory_bandwidth_bytes_per_s(world, cores, LOADED_S),
     )
 

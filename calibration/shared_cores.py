@@ -1,0 +1,58 @@
+"""Shared cores: what ranks of a node cost each other in steps, on cores of their own and in turns on one.
+
+Beside each other they share memory and its caches; in turns each finds the others' data in its core's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, median
+from typing import TYPE_CHECKING
+
+from simulator.model import Model
+from simulator.placement import Placement
+from simulator.workload import Step
+
+if TYPE_CHECKING:
+    from executor.supervisor import Supervisor
+
+Question = tuple[Model, Step, Placement]
+"""A step of one rank."""
+
+
+def shared_cores(
+    world: Supervisor, cores: int, questions: Sequence[Question], duration_s: float
+) -> tuple[float, float]:
+    """Of the first rank's node: the cores' worth of work that a rank on each of its ``cores`` does, in units of one
+    alone; and how much more core time ranks take that share the first rank's core. Medians over ``questions``."""
+    beside, in_turns = neighbours(world, cores)
+    found = [
+        (alone, core_s(world, one, beside, duration_s), core_s(world, one, in_turns, duration_s))
+        for one in questions
+        for alone in [core_s(world, one, (0,), duration_s)]
+    ]
+    slower_beside = median(max(other / alone, 1.0) for alone, other, _ in found)
+    slower_in_turns = median(max(other / alone, 1.0) for alone, _, other in found)
+    return len(beside) / slower_beside, slower_in_turns - 1.0
+
+
+def neighbours(world: Supervisor, cores: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Ranks of the first one's node that have a core each, and those that share its core."""
+    by_core: dict[tuple[int, ...], list[int]] = {}
+    first = world.seats[0]
+    for rank, seat in enumerate(world.seats):
+        if seat.node == first.node:
+            by_core.setdefault(seat.cores or (-1 - rank,), []).append(rank)
+    beside = [rank for own, ranks in by_core.items() for rank in ranks[: len(own)]]
+    in_turns = by_core[first.cores] if len(first.cores) == 1 else [0]
+    return tuple(beside[:cores]), tuple(in_turns)
+
+
+def core_s(world: Supervisor, question: Question, busy: tuple[int, ...], duration_s: float) -> float:
+    """Core seconds of a step on the busy ranks, all at it for ``duration_s``; their mean. Core time: whoever else runs
+    here does not count."""
+    from executor.step_timing import step_core_s
+
+    model, *plan = question
+    spent = world.run(step_core_s, model, tuple(plan), busy, duration_s)
+    return mean(spent[rank] for rank in busy)
