@@ -54,5 +54,5 @@ def core_s(world: Supervisor, question: Question, busy: tuple[int, ...], duratio
     from executor.step_timing import step_core_s
 
     model, *plan = question
-    spent = world.run(step_core_s, model, tuple(plan), busy, duration_s)
+    spent: list[float] = world.run(step_core_s, model, tuple(plan), busy, duration_s)
     return mean(spent[rank] for rank in busy)
