@@ -24,16 +24,19 @@ def shared_cores(
     world: Supervisor, cores: int, questions: Sequence[Question], duration_s: float
 ) -> tuple[float, float]:
     """Of the first rank's node: the cores' worth of work that a rank on each of its ``cores`` does, in units of one
-    alone; and how much more core time ranks take that share the first rank's core. Medians over ``questions``."""
+    alone; and how much more core time ranks take that share the first rank's core. Medians over ``questions``, each
+    stepped for ``duration_s``."""
     beside, in_turns = neighbours(world, cores)
-    found = [
-        (alone, core_s(world, one, beside, duration_s), core_s(world, one, in_turns, duration_s))
-        for one in questions
-        for alone in [core_s(world, one, (0,), duration_s)]
-    ]
-    slower_beside = median(max(other / alone, 1.0) for alone, other, _ in found)
-    slower_in_turns = median(max(other / alone, 1.0) for alone, _, other in found)
+    slower_beside, slower_in_turns = (slowdown(world, questions, busy, duration_s) for busy in (beside, in_turns))
     return len(beside) / slower_beside, slower_in_turns - 1.0
+
+
+def slowdown(world: Supervisor, questions: Sequence[Question], busy: tuple[int, ...], duration_s: float) -> float:
+    """Core time of a step on the busy ranks at once over that on the first alone; at least 1."""
+    if len(busy) == 1:
+        return 1.0
+    found = [core_s(world, one, busy, duration_s) / core_s(world, one, (0,), duration_s) for one in questions]
+    return max(1.0, median(found))
 
 
 def neighbours(world: Supervisor, cores: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
