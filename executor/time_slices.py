@@ -2,10 +2,10 @@
 
 Ranks that share a core take turns in short slices where the kernel lets a thread ask for them (EEVDF, Linux 6.12),
 which the threads it starts later inherit. They run in batch policy: a rank that a message wakes does not take the core
-of the rank that sent it, which has more to send (a base rank's next pool rank waited 2 ms for its queries: steps of
-pools are 15 % shorter so, none longer). A kernel that preempts lazily (since 6.13) looks at them at its tick only,
-every 4 ms; to make it look more often (a real-time process that wakes every 0.6 or 2 ms) cost steps 5-15 % and made
-them no steadier. Elsewhere nothing changes.
+of the rank that sent it, which has more to send (a base rank's next pool rank waited 2 ms for its queries; decode steps
+of pools of two are an eighth to a sixth shorter so, none of twelve plans longer). A kernel that preempts lazily (since
+6.13) looks at slices at its tick only, every 4 ms; to make it look more often (a real-time process that wakes every 0.6
+or 2 ms) cost steps 5-15 % and made them no steadier. Elsewhere nothing changes.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ CODE = (
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's policies")
-def test_a_rank_that_a_message_wakes_does_not_take_the_senders_core() -> None:
+def test_a_rank_runs_in_batch_policy_where_the_kernel_agrees() -> None:
     code = (
         "import os; from executor.time_slices import ask_for_slices; "
         "print(ask_for_slices(), os.sched_getscheduler(0) == os.SCHED_BATCH)"

@@ -1,6 +1,6 @@
 """Calibrating: a model's kernels, then what a place's hosts and links cost, in the minutes before they run together.
 
-This machine drifts: kernels timed a quarter of an hour before their steps missed by 18 %, six minutes before by 6 %.
+A shared machine drifts within a quarter of an hour by more than plans differ.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def played_plans(cell: Cell, world: Supervisor, usual_s: float) -> list[Played]:
 
 
 def typical(times: Sequence[Sequence[Played]]) -> list[Played]:
-    """Of plans that were played several times, every operation's median seconds."""
+    """Of plans that were played in every pass, each operation's median seconds."""
     return [
         (same[0][0], [np.median(ranks, axis=0).tolist() for ranks in zip(*(spans for _, spans in same), strict=True)])
         for same in zip(*times, strict=False)

@@ -36,11 +36,9 @@ def held_out(cells: Sequence[Cell], folder: Path) -> dict[str, list[Result]]:
         jobs = [
             pool.submit(recalibrated, list(sitting), folder) for _, sitting in groupby(cells, lambda cell: cell.sitting)
         ]
-        known = lines(folder / RECALIBRATED)
         for job in jobs:
             for line in job.result():
-                if line["cell"] not in known:
-                    append(folder / RECALIBRATED, line)
+                append(folder / RECALIBRATED, line)
     others = [cell for cell in cells if not teaches(cell)]
     return {
         "other lengths, as calibrated": results(others, folder),
@@ -49,7 +47,8 @@ def held_out(cells: Sequence[Cell], folder: Path) -> dict[str, list[Result]]:
 
 
 def recalibrated(cells: Sequence[Cell], folder: Path) -> list[dict[str, Any]]:
-    """Predictions of a sitting's other cells by its profile as taught by the first half; none if none of that ran."""
+    """Predictions of a sitting's other cells by its profile as taught by the first half; none if all are known already
+    or none of that half ran."""
     others, known = [cell for cell in cells if not teaches(cell)], lines(folder / RECALIBRATED)
     if all(cell.name in known for cell in others):
         return []
