@@ -120,11 +120,12 @@ def _time_world(
     world: object, cores: int, left_s: float, note: OnProgress
 ) -> tuple[Host, SendRecv, list[tuple[Kernel, float]]]:
     from executor import world_timing as timing
+    from executor.step_timing import Timing
     from executor.supervisor import Supervisor
 
     assert isinstance(world, Supervisor)
     loaded_s = max(0.3, min(1.0, left_s / 12))
-    capacity, turn_share = shared_cores(world, cores, one_rank_steps(), loaded_s / 2)
+    capacity, turn_share = shared_cores(world, cores, one_rank_steps(), Timing(loaded_s / 2))
     bandwidth = timing.memory_bandwidth_bytes_per_s(world, cores, loaded_s)
     times = timing.time_messages(world)
     latency_s, bytes_per_s = timing.latency_and_bandwidth(times)

@@ -99,7 +99,7 @@ def _stage(
 
 def play(world: object, limit_s: float) -> tuple[Played, ...]:
     """Teachers' programs, each operation's seconds where its step puts it, in about ``limit_s`` seconds."""
-    from executor.step_timing import time_steps
+    from executor.step_timing import Timing, time_steps
     from executor.supervisor import Supervisor
 
     assert isinstance(world, Supervisor)
@@ -108,7 +108,7 @@ def play(world: object, limit_s: float) -> tuple[Played, ...]:
     for number, lecture in enumerate(courses):
         began_s = time.monotonic()
         share_s = limit_s / (len(courses) - number)
-        spans = world.run(time_steps, lecture.model, lecture.plans, NODES, share_s)[0]
+        spans = world.run(time_steps, lecture.model, lecture.plans, NODES, Timing(share_s))[0]
         found += zip(lecture.programs, spans, strict=False)
         limit_s -= time.monotonic() - began_s
     return tuple(found)

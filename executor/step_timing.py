@@ -1,8 +1,9 @@
 """Step timing: what operations cost inside a step, on one core of their own.
 
 A kernel repeated in a loop finds its code and half of its data in the nearest caches, and its memory already there. In
-a step it follows other kernels. So whole programs are played on one core, all ranks taking turns and handing values
-over in memory, and every compute operation is timed where it stands.
+a step it follows other kernels. So whole programs are played on one core, one rank after the other, and every compute
+operation is timed where it stands. A rank is played alone (executor/alone.py): ranks that take turns in one process
+find each other's code in the caches, and small operations then take half of what they take in a process of their own.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from executor.alone import AloneTransport, Noting
 from executor.bench import COLD_BYTES
 from executor.filled_cache import as_found, filled_layers
+from executor.interpreter import Transport
 from executor.mailboxes import MailboxTransport, Post, Turns
 from executor.pace import Pace
 from executor.progress import State
@@ -30,40 +34,44 @@ from simulator.placement import Placement
 from simulator.program import Program
 from simulator.workload import Step
 
-REPEATS = 3
 KEEP_CACHES = -1  # the same (only) program, counted from the end: ``Session.step`` empties caches at 0
 
 Spans = tuple[tuple[float, ...], ...]
 """[rank][operation] seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How steps are timed: ``repeats`` each after one that is not counted, no program begun after ``limit_s``.
+    ``usual_s``: the pace (``Pace``) at which a step counts. ``steady``: a decode step follows its like, as in a
+    generation; else other data fill the caches before it, as they do before a prefill."""
+
+    limit_s: float
+    usual_s: float = 0.0
+    repeats: int = 3
+    steady: bool = True
+
+
 def time_steps(
-    worker: Worker,
-    model: Model,
-    plans: Sequence[tuple[Step, Placement]],
-    nodes: tuple[int, ...],
-    limit_s: float,
-    usual_s: float = 0.0,
-    repeats: int = REPEATS,
+    worker: Worker, model: Model, plans: Sequence[tuple[Step, Placement]], nodes: tuple[int, ...], timing: Timing
 ) -> list[Spans]:
-    """Job: rank 0 plays the fp32 programs of ``plans`` in order until ``limit_s`` is over; the others rest. Each
-    operation's median seconds of ``repeats`` steps after one that is not counted. Every rank has weights of its own,
-    and before a step other data fill the caches. ``usual_s``: the pace (``Pace``) at which a step counts."""
+    """Job: rank 0 plays the fp32 programs of ``plans`` in order, the others rest. Each operation's median seconds.
+    Every rank has weights of its own."""
     found: list[Spans] = []
     began_s = time.monotonic()
-    num_ranks, pace = len(nodes), Pace(usual_s)
+    num_ranks, pace = len(nodes), Pace(timing.usual_s)
     weights = [Weights(SeededSource(model), dtype="fp32", device=torch.device("cpu")) for _ in range(num_ranks)]
     for number, (step, placement) in enumerate(plans if worker.world.rank == 0 else ()):
-        if time.monotonic() - began_s > limit_s:
+        if time.monotonic() - began_s > timing.limit_s:
             break
         worker.progress.note(State.RUNNING, number)
         program = lower(model, step, placement, nodes=nodes, dtype="fp32")
-        played = Played(model, program, weights)
+        played = Played(model, program, weights, steady=timing.steady)
         gc.collect()
         gc.disable()
         try:
             played.step()
-            rows = [pace.kept(played.step) for _ in range(repeats)]
+            rows = [pace.kept(played.step) for _ in range(timing.repeats)]
         finally:
             gc.enable()
         found.append(tuple(tuple(np.median(ranks, axis=0).tolist()) for ranks in zip(*rows, strict=True)))
@@ -71,33 +79,35 @@ def time_steps(
 
 
 def step_core_s(
-    worker: Worker, model: Model, plan: tuple[Step, Placement], busy: Sequence[int], duration_s: float
+    worker: Worker, model: Model, plan: tuple[Step, Placement], busy: Sequence[int], timing: Timing
 ) -> float:
     """Job: core seconds of a step of a one-rank plan on each of the ``busy`` ranks, which all play it at once for
-    ``duration_s``; 0 elsewhere. What empties their caches between steps is not counted."""
+    ``timing.limit_s``; 0 elsewhere. What goes before a step is not counted."""
     worker.progress.note(State.RUNNING)
     played = None
     if worker.world.rank in busy:
         program = lower(model, plan[0], plan[1], nodes=(0,), dtype="fp32")
-        played = Played(model, program, [Weights(SeededSource(model), dtype="fp32", device=torch.device("cpu"))])
+        weights = Weights(SeededSource(model), dtype="fp32", device=torch.device("cpu"))
+        played = Played(model, program, [weights], steady=timing.steady)
         played.step()
     worker.world.barrier()
     began_s, core_s = time.perf_counter(), list[float]()
-    while played is not None and (not core_s or time.perf_counter() - began_s < duration_s):
+    while played is not None and (not core_s or time.perf_counter() - began_s < timing.limit_s):
         played.step()
         core_s.append(played.core_s)
     return float(np.median(core_s)) if core_s else 0.0
 
 
 class Played:
-    """One program, all ranks in this process, ready to step. ``core_s``: what the last step took of its core."""
+    """One program, all ranks in this process, each ready to step alone. ``core_s``: what the last step took of its
+    core. ``steady``: as ``Timing`` says."""
 
     core_s = 0.0
 
-    def __init__(self, model: Model, program: Program, weights: Sequence[Weights]) -> None:
+    def __init__(self, model: Model, program: Program, weights: Sequence[Weights], *, steady: bool) -> None:
         self.generation = Generation(model, (program,))
         self.tokens = torch.cat(prompts_of(self.generation))
-        device, nobody = torch.device("cpu"), MailboxTransport(0, Post(), Turns(0))
+        device, nobody = torch.device("cpu"), AloneTransport({})
         self.sessions = [
             Session(self.generation, rank, nobody, NoProgress(), device=device, weights=weights[rank])
             for rank in range(len(program.ranks))
@@ -106,26 +116,38 @@ class Played:
         self.full = [
             filled_layers(program, rank, model.head_dim) if decoding else {} for rank in range(len(program.ranks))
         ]
+        self.warm = steady and decoding
+        self.others = torch.ones(COLD_BYTES["cpu"] // 4)
+        self._meet()
 
-    def step(self) -> list[list[float]]:
-        """Seconds of every rank's operations."""
-        torch.ones(COLD_BYTES["cpu"] // 4).sum()
+    def _meet(self) -> None:
+        """One step of all ranks together: what each receives is the same in every step."""
         turns, post = Turns(len(self.sessions)), Post()
-        found: list[list[float]] = [[] for _ in self.sessions]
+        noting = [Noting(MailboxTransport(rank, post, turns)) for rank in range(len(self.sessions))]
 
         def body(rank: int) -> None:
-            found[rank] = self._one(rank, MailboxTransport(rank, post, turns))
+            self._one(rank, noting[rank])
 
-        began_s = time.process_time()
-        turns.run([lambda rank=rank: body(rank) for rank in range(len(self.sessions))])  # type: ignore[misc]
-        self.core_s = time.process_time() - began_s
+        turns.run([partial(body, rank) for rank in range(len(self.sessions))])
+        self.alone = [AloneTransport(transport.arrivals) for transport in noting]
+
+    def step(self) -> list[list[float]]:
+        """Seconds of every rank's operations, one rank after the other."""
+        self.core_s, found = 0.0, []
+        for rank, transport in enumerate(self.alone):
+            if self.warm:
+                self._one(rank, transport)
+            else:
+                self.others.add_(1.0)
+            began_s = time.process_time()
+            found.append(self._one(rank, transport))
+            self.core_s += time.process_time() - began_s
         return found
 
-    def _one(self, rank: int, transport: MailboxTransport) -> list[float]:
+    def _one(self, rank: int, transport: Transport) -> list[float]:
         session = self.sessions[rank]
         session.interpreter.transport = transport
-        tokens: Tensor = self.tokens
         if self.full[rank]:
             session.cache.layers = as_found(self.full[rank])
-        result = session.step(KEEP_CACHES if self.full[rank] else 0, tokens)
+        result = session.step(KEEP_CACHES if self.full[rank] else 0, self.tokens)
         return [end - start for start, end in result.spans]

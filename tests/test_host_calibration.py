@@ -7,6 +7,7 @@ import pytest
 from calibration.shared_cores import neighbours, shared_cores
 from calibration.teachers import one_rank_steps
 from executor.emulated_hosts import Seat, seats_here
+from executor.step_timing import Timing
 from executor.supervisor import Supervisor
 
 
@@ -35,6 +36,6 @@ def test_ranks_sit_beside_each_other_or_share_a_core(
 def test_two_ranks_of_one_core_do_one_cores_work() -> None:
     core = seats_here(1)[0]
     with Supervisor(2, timeout_s=60, seats=(core, core)) as world:
-        capacity, turn_share = shared_cores(world, 2, one_rank_steps()[:1], 0.2)
+        capacity, turn_share = shared_cores(world, 2, one_rank_steps()[:1], Timing(0.2))
     assert capacity == 1.0
     assert 0.0 <= turn_share < 1.0

@@ -25,7 +25,7 @@ from executor import world_timing
 from executor.emulated_hosts import seats_here
 from executor.environment import cpu_name
 from executor.pace import at_usual_pace, usual_pace
-from executor.step_timing import time_steps
+from executor.step_timing import Timing, time_steps
 from executor.supervisor import Supervisor
 from executor.timing import time_kernels
 from executor.world_timing import CollectiveTime, MessageTime
@@ -81,7 +81,8 @@ def played_plans(cell: Cell, world: Supervisor, usual_s: float) -> list[Played]:
     programs = [race.program(placement) for placement in race.placements]
     chosen = covering(programs, times=2)
     plans = tuple((race.step, race.placements[index]) for index in chosen)
-    spans = world.run(time_steps, race.model, plans, race.nodes, KERNEL_BUDGET_S / PASSES, usual_s, 1)[0]
+    timing = Timing(KERNEL_BUDGET_S / PASSES, usual_s, repeats=1, steady=False)  # races alternate plans
+    spans = world.run(time_steps, race.model, plans, race.nodes, timing)[0]
     return list(zip((programs[index] for index in chosen), spans, strict=False))
 
 
@@ -152,7 +153,7 @@ def measured_host(
     receive_s, receive_s_per_byte = world_timing.receive_cost(times)
     message_s, collective_s_per_byte = world_timing.collective_threads(timed) if timed else (None, 0.0)
     alone = [one for cell in teaching_cells(cluster.name) for one in of_one_rank(cell)]
-    capacity, turn_share = shared_cores(world, cores, alone, LOADED_S / 2)
+    capacity, turn_share = shared_cores(world, cores, alone, Timing(LOADED_S / 2, steady=False))
     return Host(
         transfer_issue_s=issue_s,
         send_issue_s_per_byte=issue_s_per_byte,
