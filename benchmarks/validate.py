@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from benchmarks.campaign.calibrating import calibrated_place, kernel_sweep, pace_of_machine
+from benchmarks.campaign.calibrating import calibrated_place, kernel_sweep, place_paces
 from benchmarks.campaign.cells import Cell, all_cells, append, lines, predictions
 from benchmarks.campaign.models import MODELS
 from benchmarks.campaign.places import PLACES
@@ -61,7 +61,7 @@ def run_sitting(cells: Sequence[Cell], folder: Path, arguments: argparse.Namespa
             if began_s > until_s:
                 note(f"{sitting}: out of time before {cell.name}")
                 return
-            runs = run_race(world, cell.race(), arguments.rounds, usual_s=pace_of_machine(calibrated, world))
+            runs = run_race(world, cell.race(), arguments.rounds, paces=place_paces(calibrated, world))
             names = [candidate.name for candidate in cell.candidates]
             kept = {
                 name: {"durations_s": run.durations_s, "spans_s": run.spans_s}

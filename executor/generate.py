@@ -28,7 +28,7 @@ from simulator.measurement import Environment
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 HEAD_START_S = 1e-3  # from the agreement on an instant to that instant: longer than a wake-up takes
-FROM_FIRST = 3  # the mesh's channel for what rank 0 tells
+FROM_FIRST, TO_FIRST = 3, 4  # the mesh's channels for what rank 0 tells, and is told
 
 
 @dataclass
@@ -117,6 +117,20 @@ def told_by_first(worker: Worker, number: float) -> float:
     else:
         value = world.mesh.receive(0, FROM_FIRST, 0).view(torch.float64)
     return float(value[0])
+
+
+def agreed(worker: Worker, here: bool) -> bool:
+    """Whether it is so on every rank (CPU ranks)."""
+    world = worker.world
+    value = torch.tensor([float(here)], dtype=torch.float64)
+    if world.mesh is None:
+        dist.all_reduce(value, op=dist.ReduceOp.MIN)
+        return bool(value[0])
+    if world.rank:
+        world.mesh.send(0, TO_FIRST, 0, value)
+        return bool(told_by_first(worker, 0.0))
+    others = [world.mesh.receive(other, TO_FIRST, 0).view(torch.float64) for other in range(1, world.size)]
+    return bool(told_by_first(worker, min(float(one[0]) for one in (value, *others))))
 
 
 def step_together(worker: Worker, session: Session, number: int, tokens: Tensor | None) -> tuple[float, StepResult]:

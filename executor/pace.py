@@ -3,18 +3,20 @@
 A virtual machine shares caches and memory with neighbours that it cannot see: a product with 16 MB of weights takes
 7 ms, and 18 while one is busy, for seconds or minutes, with no stolen time on any counter. What is measured in such a
 moment says nothing about a plan. So the work between two looks at the pace counts only if both found the usual one;
-otherwise it is done again, as long as patience lasts. No look knows what it is that is measured.
+otherwise it is done again, as long as patience lasts. No look knows what it is that is measured. A neighbour may slow
+one core and not another, so a rank of each core looks.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from executor.emulated_hosts import Seat
 from executor.progress import State
 from executor.supervisor import Supervisor
 from executor.worker import Worker
@@ -27,6 +29,8 @@ REST_S = 0.1
 TRIES = 4
 
 T = TypeVar("T")
+Paces = tuple[float, ...]
+"""By rank: seconds of a look as a rule; 0 where another rank looks at its core's."""
 
 
 class Pace:
@@ -76,35 +80,48 @@ class Pace:
         return False
 
 
-def at_usual_pace(world: Supervisor, usual_s: float, measure: Callable[[], T]) -> T:
-    """What ``measure`` found on the world's ranks while rank 0's pace was the usual one before and after."""
+def at_usual_pace(world: Supervisor, paces: Paces, measure: Callable[[], T]) -> T:
+    """What ``measure`` found on the world's ranks while every core's pace was the usual one before and after."""
     for _ in range(TRIES):
-        came = world.run(wait_for_pace, usual_s)[0]
+        came = all(world.run(wait_for_pace, paces))
         found = measure()
-        if not came or world.run(has_pace, usual_s)[0]:
+        if not came or all(world.run(has_pace, paces)):
             break
     return found
 
 
-def wait_for_pace(worker: Worker, usual_s: float) -> bool:
-    """Job: rank 0 waits for the usual pace; whether it came before patience was at its end."""
+def wait_for_pace(worker: Worker, paces: Paces) -> bool:
+    """Job: wait for the usual pace of this rank's core; whether it came before patience was at its end."""
     worker.progress.note(State.RUNNING)
-    pace = Pace(usual_s if worker.world.rank == 0 else 0.0)
+    pace = Pace(paces[worker.world.rank])
     pace.wait()
     return pace.patience_s > 0
 
 
-def has_pace(worker: Worker, usual_s: float) -> bool:
-    """Job: whether rank 0's pace is the usual one."""
+def has_pace(worker: Worker, paces: Paces) -> bool:
+    """Job: whether this rank's core has its usual pace."""
     worker.progress.note(State.RUNNING)
-    return Pace(usual_s if worker.world.rank == 0 else 0.0).is_usual()
+    return Pace(paces[worker.world.rank]).is_usual()
 
 
-def usual_pace(worker: Worker, duration_s: float) -> float:
-    """Job: the lower quartile of rank 0's looks during ``duration_s``; 0 on other ranks."""
+def usual_paces(world: Supervisor, duration_s: float) -> Paces:
+    """The lower quartile of looks during ``duration_s``, all cores at once: they share memory and its caches."""
+    return tuple(world.run(usual_pace, watchers(world.seats), duration_s))
+
+
+def watchers(seats: Sequence[Seat]) -> tuple[int, ...]:
+    """The first rank of every core that ranks are told to stay on; else the first rank."""
+    first: dict[tuple[int, ...], int] = {}
+    for rank, seat in enumerate(seats):
+        first.setdefault(seat.cores if len(seat.cores) == 1 else (), rank)
+    return tuple(rank for cores, rank in first.items() if cores) or (0,)
+
+
+def usual_pace(worker: Worker, watching: Sequence[int], duration_s: float) -> float:
+    """Job: the lower quartile of this rank's looks during ``duration_s``; 0 where it is not watching."""
     worker.progress.note(State.RUNNING)
     pace, began_s, found = Pace(1.0), time.monotonic(), list[float]()
-    while worker.world.rank == 0 and time.monotonic() - began_s < duration_s:
+    while worker.world.rank in watching and time.monotonic() - began_s < duration_s:
         found.append(pace.look())
         time.sleep(REST_S)
     return float(np.quantile(found, 0.25)) if found else 0.0

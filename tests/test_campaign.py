@@ -14,7 +14,7 @@ from benchmarks.campaign.places import PLACES
 from benchmarks.campaign.race import Race, run_race
 from benchmarks.campaign.report import add_misses
 from benchmarks.campaign.tables import BEGIN, END, with_part
-from executor.pace import usual_pace
+from executor.pace import usual_paces
 from executor.supervisor import Supervisor
 from simulator.errors import SpecError
 from simulator.placement import AttentionGrid
@@ -119,7 +119,7 @@ def test_a_race_times_every_plan_in_every_round(phase: str) -> None:
         (static(model, 1), static(model, 2), pooled(model, 1, grid)),
     )
     with Supervisor(3, timeout_s=60) as world:
-        runs = run_race(world, race, 3, usual_s=world.run(usual_pace, 0.3)[0])
+        runs = run_race(world, race, 3, paces=usual_paces(world, 0.3))
     assert [len(run.durations_s) for run in runs] == [3, 3, 3]
     for run, placement in zip(runs, race.placements, strict=True):
         program = race.program(placement)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from executor.pace import PATIENCE_S, TRIES, Pace, at_usual_pace, usual_pace
+from executor.emulated_hosts import Seat, seats_here
+from executor.generate import agreed
+from executor.pace import PATIENCE_S, TRIES, Pace, at_usual_pace, usual_paces, watchers
 from executor.supervisor import Supervisor
+from executor.worker import Worker
 
 
 def runs_until_kept(pace: Pace) -> int:
@@ -45,15 +48,30 @@ def test_what_was_done_as_the_pace_changed_does_not_count() -> None:
     assert pace.again == 1
 
 
-def test_a_world_measures_again_what_its_first_rank_found_at_another_pace() -> None:
+def agree(worker: Worker, against: tuple[int, ...]) -> bool:
+    """Job: every rank but some is for it."""
+    return agreed(worker, worker.world.rank not in against)
+
+
+def test_a_world_measures_again_what_a_core_found_at_another_pace() -> None:
     found = []
 
     def measure() -> int:
         found.append(len(found))
         return len(found)
 
-    with Supervisor(2, timeout_s=60) as world:
-        assert at_usual_pace(world, 0.0, measure) == 1
-        (usual_s, nobody) = world.run(usual_pace, 0.3)
-        assert usual_s > 0.0 == nobody
-        assert at_usual_pace(world, usual_s, measure) == len(found) <= 1 + TRIES
+    with Supervisor(3, timeout_s=60, seats=seats_here(3)) as world:
+        assert at_usual_pace(world, (0.0, 0.0, 0.0), measure) == 1
+        paces = usual_paces(world, 0.3)
+        assert [rank for rank, usual_s in enumerate(paces) if usual_s > 0] == list(watchers(world.seats))
+        assert at_usual_pace(world, paces, measure) == len(found) <= 1 + TRIES
+        assert world.run(agree, ()) == [True] * 3
+        for rank in range(3):
+            assert world.run(agree, (rank,)) == [False] * 3
+
+
+def test_one_rank_of_each_core_watches_it() -> None:
+    on = [Seat(0, cores=(core,)) for core in (0, 1)]
+    assert watchers([on[0], on[1], on[0], on[1]]) == (0, 1)
+    assert watchers([on[0], on[0], on[0], on[1]]) == (0, 3)
+    assert watchers([Seat(0, cores=(0, 1))] * 4) == watchers([Seat(0)] * 2) == (0,)

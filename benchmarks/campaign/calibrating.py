@@ -24,7 +24,7 @@ from calibration.sweep import SOURCE, Sweep, cpu_device, cpu_kernels, cpu_profil
 from executor import world_timing
 from executor.emulated_hosts import seats_here
 from executor.environment import cpu_name
-from executor.pace import at_usual_pace, usual_pace
+from executor.pace import Paces, at_usual_pace, usual_paces
 from executor.step_timing import Timing, time_steps
 from executor.supervisor import Supervisor
 from executor.timing import time_kernels
@@ -42,12 +42,11 @@ LOADED_S = 1.0
 PACE_S = 10.0
 
 
-def pace_of_machine(folder: Path, world: Supervisor) -> float:
-    """Seconds of a look at the machine's pace (executor/pace.py) when its calibration began."""
-    path = folder / "pace.json"
+def paces_of(path: Path, world: Supervisor) -> Paces:
+    """The usual paces (executor/pace.py) of the world's cores, as they were when the file was written."""
     if not path.exists():
-        write_atomically(path, json.dumps({"usual_s": world.run(usual_pace, PACE_S)[0]}) + "\n")
-    return float(json.loads(path.read_text(encoding="utf-8"))["usual_s"])
+        write_atomically(path, json.dumps({"usual_s": usual_paces(world, PACE_S)}) + "\n")
+    return tuple(json.loads(path.read_text(encoding="utf-8"))["usual_s"])
 
 
 def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
@@ -59,7 +58,7 @@ def kernel_sweep(folder: Path, cells: Sequence[Cell]) -> Profile:
     questions = (*cells, *teaching_cells(cells[0].place))
     core = seats_here(1)[0]  # of several ranks, as in the places, of which one computes and the others rest
     with Supervisor(2, timeout_s=10 * KERNEL_BUDGET_S, seats=(core, core)) as world:
-        usual_s = pace_of_machine(folder, world)
+        usual_s, _ = paces_of(folder / "core.json", world)
         passes = [[played_plans(cell, world, usual_s) for cell in questions] for _ in range(PASSES)]
         played = [one for times in zip(*passes, strict=True) for one in typical(times)]
         in_steps = rows_in_steps(played)
@@ -94,16 +93,21 @@ def typical(times: Sequence[Sequence[Played]]) -> list[Played]:
     ]
 
 
+def place_paces(folder: Path, world: Supervisor) -> Paces:
+    """Of the place's cores when its calibration began."""
+    return paces_of(folder / "cores.json", world)
+
+
 def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple[Cluster, Profile]:
     """The cluster with its NICs' latencies, and the profile with its hosts, as measured on this world, and with what
     steps of a model that is not the campaign's teach beyond that."""
     profile_path, cluster_path = folder / "profile.json", folder / "cluster.json"
     if profile_path.exists() and cluster_path.exists():
         return load(cluster_path, Cluster), load_profile(profile_path)
-    usual_s = pace_of_machine(folder, world)
-    measured = measured_place(folder, cluster, world, usual_s)
-    cluster = at_usual_pace(world, usual_s, lambda: with_nic_latency(cluster, world))
-    lessons = [one for cell in teaching_cells(cluster.name) for one in lessons_of(cell, world, usual_s)]
+    paces = place_paces(folder, world)
+    measured = measured_place(folder, cluster, world, paces)
+    cluster = at_usual_pace(world, paces, lambda: with_nic_latency(cluster, world))
+    lessons = [one for cell in teaching_cells(cluster.name) for one in lessons_of(cell, world, paces)]
     profile = taught(measured, cluster, lessons)
     write_atomically(folder / "measured.json", to_json(measured))
     write_atomically(cluster_path, to_json(cluster))
@@ -111,28 +115,28 @@ def calibrated_place(folder: Path, cluster: Cluster, world: Supervisor) -> tuple
     return cluster, profile
 
 
-def lessons_of(cell: Cell, world: Supervisor, usual_s: float) -> list[Lesson]:
+def lessons_of(cell: Cell, world: Supervisor, paces: Paces) -> list[Lesson]:
     """A short race of the cell's candidates."""
     race = cell.race()
-    runs = run_race(world, race, TEACHER_ROUNDS, usual_s=usual_s)
+    runs = run_race(world, race, TEACHER_ROUNDS, paces=paces)
     return [
         Lesson(race.program(placement), median(run.durations_s), run.spans_s, run.durations_s, cell.name)
         for placement, run in zip(race.placements, runs, strict=True)
     ]
 
 
-def measured_place(folder: Path, cluster: Cluster, world: Supervisor, usual_s: float) -> Profile:
+def measured_place(folder: Path, cluster: Cluster, world: Supervisor, paces: Paces) -> Profile:
     """The kernels with this world's hosts, messages and collectives."""
     kernels, ranks = load_profile(folder / "kernels.json"), cluster.nodes[0].gpus
-    times = at_usual_pace(world, usual_s, lambda: world_timing.time_messages(world))
+    times = at_usual_pace(world, paces, lambda: world_timing.time_messages(world))
     latency_s, bytes_per_s = world_timing.latency_and_bandwidth(times)
     timed = [
         one
         for kind in world_timing.COLLECTIVE_KINDS
         for num_ranks in range(2, ranks + 1)
-        for one in at_usual_pace(world, usual_s, partial(world_timing.time_collective, world, kind, num_ranks))
+        for one in at_usual_pace(world, paces, partial(world_timing.time_collective, world, kind, num_ranks))
     ]
-    host = at_usual_pace(world, usual_s, lambda: measured_host(cluster, world, times, timed))
+    host = at_usual_pace(world, paces, lambda: measured_host(cluster, world, times, timed))
     host = host.model_copy(update={"view_s": kernels.host.view_s if kernels.host else 0.0})
     rows = tuple(TimedRow(one.kernel, one.seconds, SOURCE) for one in timed)
     source = f"{SOURCE}: ping-pong of two ranks"

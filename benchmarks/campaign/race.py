@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from executor.filled_cache import as_found, filled_layers
-from executor.generate import kept_weights, start_together, told_by_first
-from executor.pace import Pace
+from executor.generate import agreed, kept_weights, start_together
+from executor.pace import Pace, Paces
 from executor.progress import State
 from executor.session import Generation, Session, prompts_of
 from executor.step_timing import KEEP_CACHES
@@ -78,10 +78,10 @@ class RankRuns:
     again: int
 
 
-def run_race(world: Supervisor, race: Race, rounds: int, *, usual_s: float = 0.0, limit_s: float = 600.0) -> list[Runs]:
-    """Every candidate's runs, ``rounds`` each after one that is not counted. ``usual_s``: the machine's pace; 0: every
-    round counts."""
-    answers: list[list[RankRuns]] = world.run(race_rank, race, rounds, usual_s, limit_s=limit_s)
+def run_race(world: Supervisor, race: Race, rounds: int, *, paces: Paces = (), limit_s: float = 600.0) -> list[Runs]:
+    """Every candidate's runs, ``rounds`` each after one that is not counted. ``paces``: the usual ones of
+    the ranks' cores; none: every round counts."""
+    answers: list[list[RankRuns]] = world.run(race_rank, race, rounds, paces, limit_s=limit_s)
     return [_runs(ranks) for ranks in zip(*answers, strict=True)]
 
 
@@ -95,14 +95,14 @@ def _runs(ranks: Sequence[RankRuns]) -> Runs:
     return Runs(tuple(durations), tuple(one.spans_s for one in ranks), ranks[0].again)
 
 
-def race_rank(worker: Worker, race: Race, rounds: int, usual_s: float = 0.0) -> list[RankRuns]:
+def race_rank(worker: Worker, race: Race, rounds: int, paces: Paces = ()) -> list[RankRuns]:
     """Job: this rank's part of all rounds."""
     world = worker.world
     programs = [race.program(placement) for placement in race.placements]
     world.prepare(programs)
     weights = kept_weights(world, Generation(race.model, tuple(programs), seed=SEED))
     runners = [_Runner(worker, race, program, weights) for program in programs]
-    order, generator, pace = list(range(len(runners))), random.Random(SEED), Pace(usual_s if world.rank == 0 else 0.0)
+    order, generator, pace = list(range(len(runners))), random.Random(SEED), Pace(paces[world.rank] if paces else 0.0)
     kept: list[list[tuple[float, float, list[float]]]] = []
     gc.collect()
     gc.disable()
@@ -112,7 +112,7 @@ def race_rank(worker: Worker, race: Race, rounds: int, usual_s: float = 0.0) -> 
             worker.progress.step = len(kept)
             pace.wait()
             found = {index: runners[index].step() for index in order}
-            if told_by_first(worker, float(pace.holds())):
+            if agreed(worker, pace.holds()):
                 kept.append([found[index] for index in range(len(runners))])
     finally:
         gc.enable()
