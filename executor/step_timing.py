@@ -28,10 +28,11 @@ from executor.replay import NoProgress
 from executor.session import Generation, Session, prompts_of
 from executor.weights import SeededSource, Weights
 from executor.worker import Worker
+from simulator.costs.work import kernels_of
 from simulator.lowering import lower
 from simulator.model import Model
 from simulator.placement import Placement
-from simulator.program import Program
+from simulator.program import Experts, Program
 from simulator.workload import Step
 
 KEEP_CACHES = -1  # the same (only) program, counted from the end: ``Session.step`` empties caches at 0
@@ -116,7 +117,7 @@ class Played:
         self.full = [
             filled_layers(program, rank, model.head_dim) if decoding else {} for rank in range(len(program.ranks))
         ]
-        self.warm = steady and decoding
+        self.alike, self.warm = first_alike(program), steady and decoding
         self.others = torch.ones(COLD_BYTES["cpu"] // 4)
         self._meet()
 
@@ -132,9 +133,12 @@ class Played:
         self.alone = [AloneTransport(transport.arrivals) for transport in noting]
 
     def step(self) -> list[list[float]]:
-        """Seconds of every rank's operations, one rank after the other."""
-        self.core_s, found = 0.0, []
+        """Seconds of every rank's operations, one rank after the other; of ranks that are alike the first one's."""
+        self.core_s, found = 0.0, list[list[float]]()
         for rank, transport in enumerate(self.alone):
+            if self.alike[rank] < rank:
+                found.append(found[self.alike[rank]])
+                continue
             if self.warm:
                 self._one(rank, transport)
             else:
@@ -151,3 +155,14 @@ class Played:
             session.cache.layers = as_found(self.full[rank])
         result = session.step(KEEP_CACHES if self.full[rank] else 0, self.tokens)
         return [end - start for start, end in result.spans]
+
+
+def first_alike(program: Program) -> list[int]:
+    """By rank: the first that launches the same kernels in the same order; itself where tokens choose their experts."""
+    found: dict[tuple[object, ...], int] = {}
+    first = []
+    for rank, operations in enumerate(program.ranks):
+        kernels = tuple([(type(one), kernels_of(one, program.dtype)) for one in operations])
+        own = rank if any(isinstance(one, Experts) for one in operations) else -1
+        first.append(found.setdefault((own, kernels), rank))
+    return first

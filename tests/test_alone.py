@@ -10,7 +10,7 @@ from executor.alone import AloneTransport, Noting
 from executor.mailboxes import MailboxTransport, Post, Turns
 from executor.replay import NoProgress
 from executor.session import Generation, Session, StepResult, prompts_of
-from executor.step_timing import Played
+from executor.step_timing import Played, first_alike
 from executor.weights import SeededSource, Weights
 from simulator.lowering import lower
 from simulator.model import Model
@@ -51,6 +51,15 @@ def test_a_rank_alone_computes_what_it_computed_among_the_others(model: Model, p
         moves = [op for op in program.ranks[rank] if isinstance(op, Recv | Collective)]
         assert set(noting[rank].arrivals) == set(moves)
     assert sampled >= 2
+
+
+def test_ranks_are_alike_that_launch_the_same_kernels_unless_tokens_choose_their_experts() -> None:
+    programs = {one.name: lower(DENSE, STEP, one, nodes=NODES, dtype="fp32") for one in placements(DENSE, STEP)}
+    assert first_alike(programs["tp2"]) == [0, 0, 2, 2]  # the last two have nothing to do
+    pool = first_alike(programs["pool2+2"])
+    assert pool[:3] == [0, 0, 2]
+    routed = lower(ROUTED, STEP, placements(ROUTED, STEP)[1], nodes=NODES, dtype="fp32")
+    assert first_alike(routed)[:2] == [0, 1]
 
 
 def test_every_operation_of_every_rank_is_timed_alone() -> None:
