@@ -7,12 +7,14 @@ a time limit) nothing tells them: each asks now and then who its parent is.
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import lru_cache, partial
 from multiprocessing import get_context
 from threading import Thread
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 LOOK_EVERY_S = 0.5
 Case = TypeVar("Case")
@@ -31,7 +33,18 @@ def each(function: Callable[[Case], Result], cases: Sequence[Case], workers: int
     if workers < 2 or len(cases) < 2:
         return [function(case) for case in cases]
     with process_pool(min(workers, len(cases)), start="fork") as pool:
-        return list(pool.map(function, cases))
+        return list(pool.map(partial(_call, pickle.dumps(function)), cases))
+
+
+def _call(function: bytes, case: Case) -> Any:
+    return _loaded(function)(case)
+
+
+@lru_cache(maxsize=1)
+def _loaded(function: bytes) -> Callable[[Any], Any]:
+    """One object for all of a worker's cases: what a problem keeps on the way serves them all."""
+    found: Callable[[Any], Any] = pickle.loads(function)
+    return found
 
 
 def end_with_parent(parent: int) -> None:

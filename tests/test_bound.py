@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -91,3 +93,12 @@ def test_one_stage_without_micro_batches_is_bounded_almost_exactly() -> None:
 
 def test_profiles_are_loaded_once() -> None:
     assert load_profile("a100-sxm4-80gb").name == documents().profiles["A100-SXM4-80GB"].name
+
+
+def test_prices_that_rates_remember_are_their_own_clusters_and_kinds() -> None:
+    rates = documents().rates
+    nodes = tuple(node.model_copy(update={"slowdown": 2.0}) for node in rates.cluster.nodes)
+    first = rates.gemm(4096, 4096, 4096)
+    slow = replace(rates, cluster=rates.cluster.model_copy(update={"nodes": nodes}))
+    assert slow.gemm(4096, 4096, 4096) == 2 * first
+    assert rates.as_roofline().gemm(4096, 4096, 4096) < first == rates.gemm(4096, 4096, 4096)

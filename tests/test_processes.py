@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from planner.processes import LOOK_EVERY_S
+from planner.processes import LOOK_EVERY_S, each
 
 ROOT = Path(__file__).resolve().parents[1]
 PARENT = """
@@ -43,6 +43,22 @@ def test_workers_are_gone_soon_after_their_parent_was_killed(tmp_path, start):
     while any(_runs(worker) for worker in workers) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not [worker for worker in workers if _runs(worker)]
+
+
+class Counting:
+    """How many cases this object was asked for."""
+
+    asked = 0
+
+    def __call__(self, case: int) -> tuple[int, int]:
+        self.asked += 1
+        return case, self.asked
+
+
+def test_a_workers_cases_are_one_objects_and_come_back_in_order():
+    found = each(Counting(), range(5), 2)
+    assert [case for case, _ in found] == list(range(5))
+    assert max(asked for _, asked in found) >= 3  # 5 cases, 2 workers
 
 
 def _runs(process: int) -> bool:

@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.cluster import Cluster
-from simulator.costs.collective_cost import Call, collective_cost
+from simulator.costs.collective_cost import Call, InNode, collective_cost
 from simulator.costs.collective_curve import collective_seconds
-from simulator.costs.cost import PHYSICAL_MODELS, device_of, predict_rows
+from simulator.costs.cost import PHYSICAL_MODELS, device_of, seconds_of_rows
 from simulator.costs.pricing import as_measured, measured_collectives
 from simulator.errors import ProfileError
 from simulator.fabric.collectives import tree_depth
@@ -29,6 +29,9 @@ from simulator.units import DTYPE_BYTES
 
 Array = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.int64]
+
+
+REMEMBERED = 1024  # rows of a kernel call up to which it is remembered: of so few the call itself is the cost
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,10 @@ class Rates:
     roofline: bool = False
     thin: bool = False
     solo: bool = False
-    collectives: dict[Call, float] = field(default_factory=dict, compare=False, repr=False)
+    collectives: dict[tuple[str, tuple[int, ...]], dict[float, float]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
+    kernels: dict[tuple[str, str, bool, bytes], Array] = field(default_factory=dict, compare=False, repr=False)
 
     def as_roofline(self) -> Rates:
         """The same with ``roofline`` set."""
@@ -91,6 +97,10 @@ class Rates:
             min([latency + cluster.fabric.latency_s, *(host for host in hosts if host is not None)]),
         )
 
+    @cached_property
+    def _measured(self) -> InNode:
+        return measured_collectives(self.profiles)
+
     def gemm(self, m: npt.ArrayLike, n: npt.ArrayLike, k: npt.ArrayLike) -> Array:
         """Seconds of [m, k] @ [k, n]; arguments broadcast."""
         return self._kernel("gemm", m, n, k)
@@ -109,7 +119,9 @@ class Rates:
 
     def _kernel(self, name: str, *columns: npt.ArrayLike) -> Array:
         """The distinct rows are priced once; a row whose first columns hold a zero costs nothing."""
-        rows = np.stack(np.broadcast_arrays(*columns), axis=-1).astype(np.float64)
+        rows = np.empty((*np.broadcast_shapes(*map(np.shape, columns)), len(columns)))
+        for index, column in enumerate(columns):
+            rows[..., index] = column
         flat = rows.reshape(-1, rows.shape[-1])
         used = (flat[:, : 3 if name != "moe" else 1] > 0).all(axis=1)
         seconds = np.zeros(len(flat))
@@ -121,16 +133,28 @@ class Rates:
     def _cheapest(self, name: str, rows: Array) -> Array:
         found = []
         for gpu, slowdown in self._devices():
-            profile = self.profiles[gpu]
-            model = profile.model(name, self.dtype)
-            if self.roofline:
-                shape = PHYSICAL_MODELS[name](rows, model.coefficients, device_of(model, profile.gpu))
-                seconds = shape.floor_s * model.bound_share
-            else:
-                seconds = predict_rows(rows, model, profile.gpu).seconds
-            launch_s = 0.0 if name.startswith("attention") else profile.host_launch_s
-            found.append(np.maximum(seconds, launch_s) * slowdown)
+            launch_s = 0.0 if name.startswith("attention") else self.profiles[gpu].host_launch_s
+            found.append(np.maximum(self._remembered(gpu, name, rows), launch_s) * slowdown)
         return least(found)
+
+    def _remembered(self, gpu: str, name: str, rows: Array) -> Array:
+        """Schemes, micro-batches, phases and buckets ask for the same few products, so a small call is kept."""
+        if len(rows) > REMEMBERED:
+            return self._on(gpu, name, rows)
+        key = gpu, name, self.roofline, rows.tobytes()
+        found = self.kernels.get(key)
+        if found is None:
+            found = self.kernels[key] = self._on(gpu, name, rows)
+        return found
+
+    def _on(self, gpu: str, name: str, rows: Array) -> Array:
+        """Seconds of kernels on a GPU type."""
+        profile = self.profiles[gpu]
+        model = profile.model(name, self.dtype)
+        if self.roofline:
+            shape = PHYSICAL_MODELS[name](rows, model.coefficients, device_of(model, profile.gpu))
+            return shape.floor_s * model.bound_share
+        return seconds_of_rows(rows, model, profile.gpu)[0]
 
     def _devices(self) -> list[tuple[str, float]]:
         """(GPU type, the least slowdown of a node of that type)."""
@@ -162,10 +186,11 @@ class Rates:
         if self.thin and nodes > 1:
             return self.least_across(kind, nodes, num_bytes)
         sizes, inverse = np.unique(num_bytes, return_inverse=True)
-        curve = self._curve(kind, ranks, sizes)
-        if curve is None:
-            curve = np.array([self._across_nodes(kind, ranks, float(size)) for size in sizes])
-        return np.asarray(np.where(sizes > 0, curve, 0.0)[inverse])
+        known = self.collectives.setdefault((kind, ranks), {})
+        new = [size for size in sizes.tolist() if size not in known]
+        if new:
+            known.update(zip(new, self._collective(kind, ranks, np.array(new)).tolist(), strict=True))
+        return np.array([known[size] for size in sizes.tolist()])[inverse]
 
     def least_across(self, kind: CollectiveKind, nodes: int, num_bytes: Array) -> Array:
         """Under every algorithm of ``collective_cost``: each node takes in the buffer at least (all-reduce) or what it
@@ -178,13 +203,13 @@ class Rates:
         fluid_s = num_bytes * (1.0 if reduces else (nodes - 1) / nodes) / nics.node_bytes_per_s
         return np.asarray(np.where(num_bytes > 0, hops * nics.latency_s + fluid_s, 0.0))
 
-    def _across_nodes(self, kind: CollectiveKind, ranks: tuple[int, ...], num_bytes: float) -> float:
-        """``collective_cost``, each call once."""
-        call = Call(kind, "auto", ranks, num_bytes)
-        if call not in self.collectives:
-            cost = collective_cost(call, self.topology, measured_collectives(self.profiles))
-            self.collectives[call] = cost.seconds
-        return self.collectives[call]
+    def _collective(self, kind: CollectiveKind, ranks: tuple[int, ...], sizes: Array) -> Array:
+        """The measured curve inside a node, else ``collective_cost``; nothing is sent of no bytes."""
+        curve = self._curve(kind, ranks, sizes)
+        if curve is None:
+            calls = [Call(kind, "auto", ranks, float(size)) for size in sizes]
+            curve = np.array([collective_cost(call, self.topology, self._measured).seconds for call in calls])
+        return np.where(sizes > 0, curve, 0.0)
 
     def _curve(self, kind: CollectiveKind, ranks: tuple[int, ...], sizes: Array) -> Array | None:
         """The measured curve, where all ranks share a node."""

@@ -85,9 +85,7 @@ def predict(kernels: Sequence[Kernel], profile: Profile) -> Prediction:
 
 def predict_rows(rows: Array, model: KernelModel, gpu: Gpu) -> Prediction:
     """The array-level call: ``rows`` [n, columns of ``physics.COLUMNS[model.kernel]``]."""
-    seconds, floor = _seconds_and_floor(rows, model, device_of(model, gpu))
-    floor = floor * model.bound_share
-    seconds = np.maximum(seconds, floor)
+    seconds, floor = seconds_of_rows(rows, model, gpu)
     columns = range_columns(model.kernel, rows)
     distance = octaves_outside(columns, model)
     edges, lows, highs = model.intervals.arrays
@@ -105,6 +103,13 @@ def predict_rows(rows: Array, model: KernelModel, gpu: Gpu) -> Prediction:
         inside,
         np.where(inside, "fitted", "assumed").astype("<U9"),
     )
+
+
+def seconds_of_rows(rows: Array, model: KernelModel, gpu: Gpu) -> tuple[Array, Array]:
+    """(seconds, what no prediction is below) of ``predict_rows``, without their interval."""
+    seconds, floor = _seconds_and_floor(rows, model, device_of(model, gpu))
+    floor = floor * model.bound_share
+    return np.maximum(seconds, floor), floor
 
 
 def _novel(columns: Mapping[str, Array], model: KernelModel, low: Array, high: Array) -> tuple[Array, Array]:
