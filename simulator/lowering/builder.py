@@ -15,7 +15,7 @@ from simulator import program as p
 from simulator.costs.work import contiguous_rows
 from simulator.fold import Fold
 from simulator.lowering.alike import check_alike, check_pairs
-from simulator.lowering.redistribution import Holding, Plan
+from simulator.lowering.redistribution import Holding, Move, Plan
 from simulator.tile import Batch, Span, Tile, num_tokens
 from simulator.units import DTYPE_BYTES
 
@@ -66,6 +66,17 @@ class Message:
     rows: Span | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Parcel:
+    """What goes from a rank to another: ``rows`` of a value (None: all of it) and the shape they arrive in."""
+
+    source: int
+    to: int
+    rows: Span | None
+    shape: tuple[int, ...]
+    num_bytes: int
+
+
 @dataclass(slots=True)
 class Moved:
     """A redistribution whose moves are emitted: ``values[i]`` names holding i; ``sliced`` the parts cut so far."""
@@ -87,6 +98,7 @@ class Builder:
         self.narrow = False
         self._spare: dict[int, list[Iterator[None]]] = {}
         self._alike: dict[int, Plan] = {}
+        self._parcels: dict[tuple[int, Layout], tuple[Plan, tuple[Parcel | None, ...]]] = {}
         self.batch = batch
         self.dtype = dtype
         self._tags = count(1)
@@ -146,15 +158,30 @@ class Builder:
         if self.fold is not None and not self.narrow and id(plan) not in self._alike:
             check_alike(plan, self.fold)
             self._alike[id(plan)] = plan
-        for number, move in enumerate(plan.moves):
-            holding = plan.holdings[move.source]
-            if not self.keeps(move.to):
-                moved.values.append(where.name(f"{what}.{number}"))
-                continue
-            rows = contiguous_rows(self.batch, holding.tile, move.part) if move.part != holding.tile else None
-            value = moved.values[move.source] if rows else self._part(moved, move.source, move.part)
-            moved.values.append(self._send(moved, holding.rank, value, rows, number))
+        prefix = where.name(what)
+        for number, (move, parcel) in enumerate(zip(plan.moves, self._packed(plan, layout), strict=True)):
+            name = f"{prefix}.{number}"
+            if parcel is not None:
+                held = parcel.rows is not None
+                value = moved.values[move.source] if held else self._part(moved, move.source, move.part)
+                self._transfer(parcel, value, layout.dtype, where, name)
+            moved.values.append(name)
         return moved
+
+    def _packed(self, plan: Plan, layout: Layout) -> tuple[Parcel | None, ...]:
+        """Every move's parcel, worked out once: like layers share their plans. None: to a rank without a list."""
+        key = id(plan), layout
+        if key not in self._parcels:
+            self._parcels[key] = plan, tuple(self._parcel(plan, move, layout) for move in plan.moves)
+        return self._parcels[key][1]
+
+    def _parcel(self, plan: Plan, move: Move, layout: Layout) -> Parcel | None:
+        if not self.keeps(move.to):
+            return None
+        holding = plan.holdings[move.source]
+        rows = contiguous_rows(self.batch, holding.tile, move.part) if move.part != holding.tile else None
+        shape = layout.shape(move.part, self.batch)
+        return Parcel(holding.rank, move.to, rows, shape, DTYPE_BYTES[layout.dtype] * prod(shape))
 
     def assemble(self, moved: Moved) -> tuple[str, ...]:
         """Emit the slices and concats that make every need's value from its parts."""
@@ -192,41 +219,41 @@ class Builder:
             ),
         )
 
-    def _send(self, moved: Moved, source: int, value: str, rows: Span | None, number: int) -> str:
-        move, where = moved.plan.moves[number], moved.where
-        message = Message(source, move.to, value, rows)
-        shape = moved.layout.shape(move.part, self.batch)
-        return self.message(message, shape, moved.layout.dtype, where, f"{moved.what}.{number}")
-
     def message(self, message: Message, shape: tuple[int, ...], dtype: str, where: Where, what: str) -> str:
         """Emit a send and its receive; returns the name of the value received."""
-        if not self.keeps(message.to):
-            return where.name(what)
-        num_bytes, tag = DTYPE_BYTES[dtype] * prod(shape), self.next_tag()
+        name, num_bytes = where.name(what), DTYPE_BYTES[dtype] * prod(shape)
+        if self.keeps(message.to):
+            parcel = Parcel(message.source, message.to, message.rows, shape, num_bytes)
+            self._transfer(parcel, message.value, dtype, where, name)
+        return name
+
+    def _transfer(self, parcel: Parcel, value: str, dtype: str, where: Where, name: str) -> None:
+        """The send of ``value`` and the receive of ``name``."""
+        tag = self.next_tag()
         self.emit(
-            message.source,
+            parcel.source,
             p.Send(
-                reads=(message.value,),
+                reads=(value,),
                 writes=(),
                 layer=where.layer,
                 micro_batch=where.micro_batch,
-                to=message.to,
+                to=parcel.to,
                 tag=tag,
-                num_bytes=num_bytes,
-                rows=message.rows,
+                num_bytes=parcel.num_bytes,
+                rows=parcel.rows,
             ),
         )
-        return self.emit(
-            message.to,
+        self.emit(
+            parcel.to,
             p.Recv(
                 reads=(),
-                writes=(where.name(what),),
+                writes=(name,),
                 layer=where.layer,
                 micro_batch=where.micro_batch,
-                source=message.source,
+                source=parcel.source,
                 tag=tag,
-                num_bytes=num_bytes,
-                shape=shape,
+                num_bytes=parcel.num_bytes,
+                shape=parcel.shape,
                 dtype=dtype,
             ),
         )
