@@ -13,7 +13,6 @@ from planner.exploring.critical_path import CriticalPath, Doubt, critical_path, 
 from planner.problem import Problem
 from planner.space import Question
 from simulator.allocation import Interval, Metrics, RankBytes
-from simulator.costs.cost import predict
 from simulator.costs.pricing import price
 from simulator.costs.work import kernels_of
 from simulator.errors import InfeasibleError
@@ -107,7 +106,7 @@ def evaluate_folded(
 
 
 def _play(problem: Problem, program: Program, deadline_s: float) -> Timeline | None:
-    prices = price(program, problem.cluster, problem.profiles)
+    prices = price(program, problem.cluster, problem.profiles, predicted=problem.predicted)
     return run_until(program, problem.rates.cluster, prices.durations_s, deadline_s, problem.world.priced(prices))
 
 
@@ -167,7 +166,7 @@ def doubt_of(problem: Problem, found: Evaluated) -> Doubt:
             wanted.setdefault((node.gpu, kernel), []).append((kind_of(operation), weight))
     for gpu in dict.fromkeys(gpu for gpu, _ in wanted):
         mine = [kernel for owner, kernel in wanted if owner == gpu]
-        prediction = predict(mine, problem.profiles[gpu])
+        prediction = problem.predicted(mine, problem.profiles[gpu])
         for number, key in enumerate(mine):
             above = float(prediction.p95_s[number] - prediction.seconds[number])
             below = float(prediction.seconds[number] - prediction.p05_s[number])

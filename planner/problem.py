@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from planner.bounds.rates import Rates, make_rates
+from planner.predicted import Predicted
 from planner.space import Question
 from simulator import presets, profile
 from simulator.allocation import Exactness, Limits, Sources
@@ -66,6 +67,11 @@ class Problem:
     def world(self) -> World:
         """What every simulation of this problem runs on, so that candidates share the collectives' prices."""
         return world_of(self.profiles)
+
+    @cached_property
+    def predicted(self) -> Predicted:
+        """``predict`` that remembers, so that candidates share their kernels' predictions."""
+        return Predicted()
 
     @cached_property
     def _machine(self) -> Machine:

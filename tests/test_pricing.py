@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from simulator.costs import pricing
+from simulator.costs.cost import Prediction, predict
 from simulator.costs.pricing import as_measured, measured_collectives, price
 from simulator.errors import ProfileError
 from simulator.host import Host
+from simulator.kernel import ComputeKernel
 from simulator.profile import CollectiveCurve, MemoryCost, Profile, SendRecv
 from simulator.program import Add, Collective
 from simulator.simulation.engine import simulate
@@ -57,12 +59,19 @@ def test_quantiles_order_the_step() -> None:
     assert steps[1] == pytest.approx(7e-3)
 
 
-def test_every_distinct_kernel_is_predicted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_distinct_kernel_is_predicted_once() -> None:
     asked: list[int] = []
-    original = pricing.predict
-    monkeypatch.setattr(pricing, "predict", lambda kernels, p: asked.append(len(kernels)) or original(kernels, p))
-    price(program(*[[add(5), add(7), add(5)]] * 4), cluster(), {"gpu": profile()})
+
+    def predicted(kernels: Sequence[ComputeKernel], of: Profile) -> Prediction:
+        asked.append(len(kernels))
+        return predict(kernels, of)
+
+    built = program(*[[add(5), add(7), add(5)]] * 4)
+    found = price(built, cluster(), {"gpu": profile()}, predicted=predicted)
     assert asked == [2]
+    assert [row.tolist() for row in found.durations_s] == [
+        row.tolist() for row in price(built, cluster(), {"gpu": profile()}).durations_s
+    ]
 
 
 def test_a_device_without_a_profile_is_named() -> None:

@@ -66,7 +66,7 @@ def _seconds(problem: Problem, question: Question, placement: Placement, factor:
     if factor == "batch":
         question = replace(question, batch=_changed_batch(question.batch, scale))
     program = program_of(problem, question, placement)
-    prices = price(program, problem.cluster, problem.profiles)
+    prices = price(program, problem.cluster, problem.profiles, predicted=problem.predicted)
     faster = _speeds(factor, scale)
     durations = [
         seconds * np.array([1 / faster(operation) for operation in operations])

@@ -167,7 +167,7 @@ def scaled(cluster: Cluster, rate: float) -> Cluster:
 
 def timelines(problem: Problem, program: Program, rates: tuple[float, ...]) -> list[Timeline]:
     """The program at several network rates, priced once."""
-    prices = price(program, problem.cluster, problem.profiles)
+    prices = price(program, problem.cluster, problem.profiles, predicted=problem.predicted)
     hosts = {name: profile.host for name, profile in problem.profiles.items() if profile.host is not None}
     world = World(
         in_node=measured_collectives(problem.profiles),

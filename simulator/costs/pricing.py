@@ -8,7 +8,7 @@ profile replace the cluster file's link, and measured collective curves the clos
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from simulator.cluster import Cluster, Node
 from simulator.costs.collective_cost import InNode
-from simulator.costs.cost import predict
+from simulator.costs.cost import Prediction, predict
 from simulator.costs.issue import with_issue
 from simulator.costs.work import kernels_of
 from simulator.errors import ProfileError
@@ -29,6 +29,7 @@ from simulator.program import Collective, Operation, Program, Recv, Send
 TRANSFERS = (Send, Recv, Collective)
 Seconds = npt.NDArray[np.float64]
 Quantile = Literal["median", "p05", "p95"]
+Predict = Callable[[Sequence[ComputeKernel], Profile], Prediction]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,16 @@ class Prices:
     kernels_s: tuple[Seconds, ...]
 
 
-def price(program: Program, cluster: Cluster, profiles: Mapping[str, Profile], quantile: Quantile = "median") -> Prices:
+def price(
+    program: Program,
+    cluster: Cluster,
+    profiles: Mapping[str, Profile],
+    quantile: Quantile = "median",
+    *,
+    predicted: Predict = predict,
+) -> Prices:
     """Every operation's price on its rank's device; ProfileError names a device without profile or a kernel without
-    measurements."""
+    measurements. ``predicted``: ``predict``, or one that remembers."""
     ranks_of: dict[str, list[int]] = {}
     places = cluster.rank_nodes()
     for rank, operations in enumerate(program.ranks):
@@ -53,7 +61,7 @@ def price(program: Program, cluster: Cluster, profiles: Mapping[str, Profile], q
     rows: dict[int, tuple[Seconds, Seconds, float]] = {}
     for gpu, ranks in ranks_of.items():
         lists = [program.ranks[rank] for rank in ranks]
-        priced = _price_device(lists, program.dtype, profile_of(gpu, profiles), quantile)
+        priced = _price_device(lists, program.dtype, profile_of(gpu, profiles), quantile, predicted)
         rows.update(zip(ranks, priced, strict=True))
     nothing = (np.empty(0), np.empty(0), 0.0)
     columns = [rows.get(rank, nothing) for rank in range(len(program.ranks))]
@@ -71,7 +79,7 @@ def profile_of(gpu: str, profiles: Mapping[str, Profile]) -> Profile:
 
 
 def _price_device(
-    lists: Sequence[Sequence[Operation]], dtype: str, profile: Profile, quantile: Quantile
+    lists: Sequence[Sequence[Operation]], dtype: str, profile: Profile, quantile: Quantile, predicted: Predict
 ) -> list[tuple[Seconds, Seconds, float]]:
     """(seconds, bytes moved, launch seconds) of ranks of one device type: distinct kernel sequences priced once."""
     learned = {correction.operation: correction for correction in profile.corrections}
@@ -87,8 +95,9 @@ def _price_device(
     row_of = [np.array([row(operation) for operation in operations], dtype=np.int64) for operations in lists]
     kernels = list(dict.fromkeys(kernel for _, sequence in rows for kernel in sequence))
     number = {kernel: index for index, kernel in enumerate(kernels)}
-    middle = _seconds(kernels, profile, "median" if learned else quantile)
-    seconds = _seconds(kernels, profile, quantile) if learned and quantile != "median" else middle
+    prediction = predicted(kernels, profile)
+    seconds = _seconds(prediction, quantile)
+    middle = _seconds(prediction, "median") if learned else seconds
     device = np.array(
         [
             _corrected(
@@ -113,17 +122,11 @@ def _corrected(learned: Correction | None, median_s: float, quantile_s: float, q
     return median_s * learned.factor(median_s, quantile)
 
 
-def _seconds(kernels: Sequence[ComputeKernel], profile: Profile, quantile: Quantile) -> list[float]:
-    if not kernels:
-        return []
-    prediction = predict(kernels, profile)
-    match quantile:
-        case "median":
-            return [float(value) for value in prediction.seconds]
-        case "p05":
-            return [float(value) for value in prediction.p05_s]
-        case "p95":
-            return [float(value) for value in prediction.p95_s]
+def _seconds(prediction: Prediction, quantile: Quantile) -> list[float]:
+    found: list[float] = {"median": prediction.seconds, "p05": prediction.p05_s, "p95": prediction.p95_s}[
+        quantile
+    ].tolist()
+    return found
 
 
 def measured_collectives(profiles: Mapping[str, Profile], quantile: Quantile = "median") -> InNode:

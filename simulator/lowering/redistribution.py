@@ -143,18 +143,25 @@ class _Supply:
         """What every tile held has of ``tile``."""
         offers = self.offers.get(tile)
         if offers is None:
-            parts = [
-                (holders, part)
-                for (columns, dims), tiles in self.by_columns.items()
-                if intersect_columns(columns, tile.columns) and intersect_columns(dims, tile.dims)
-                for held, holders in tiles.items()
-                for part in (intersect_tiles(held, tile),)
-                if part is not None
-            ]
-            whole = [(holders.indices[0], part) for holders, part in parts]
-            disjoint = self._taken(tile, [index for index, _ in whole]) == whole
-            offers = self.offers[tile] = _Offers(parts, disjoint)
+            parts = []
+            for (held_columns, held_dims), tiles in self.by_columns.items():
+                columns = intersect_columns(held_columns, tile.columns)
+                dims = intersect_columns(held_dims, tile.dims)
+                if columns is None or dims is None:
+                    continue
+                for held, holders in tiles.items():
+                    block = intersect(held.block, tile.block)
+                    if not is_empty(block):
+                        parts.append((holders, Tile(columns, block, dims)))
+            offers = self.offers[tile] = _Offers(parts, self._disjoint(tile, parts))
         return offers
+
+    def _disjoint(self, tile: Tile, parts: list[tuple[_Holders, Tile]]) -> bool:
+        """Whether parts, each as it is, make the tile: parts of all its columns do if they are as many tokens."""
+        if all(part.columns == tile.columns and part.dims == tile.dims for _, part in parts):
+            return sum(_size(part) for _, part in parts) == _size(tile)
+        whole = [(holders.indices[0], part) for holders, part in parts]
+        return self._taken(tile, [index for index, _ in whole]) == whole
 
     def _taken(self, wanted: Tile, order: Sequence[int]) -> list[tuple[int, Tile]]:
         """What each holding gives of ``wanted`` after those before it."""
