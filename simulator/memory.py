@@ -105,6 +105,8 @@ def weight_slices(model: Model, operations: Sequence[p.Operation]) -> set[p.Weig
     """The distinct parameters a rank's operations use; a tied output head is the embedding it already has."""
     found: set[p.WeightSlice] = set()
     for operation in operations:
+        if isinstance(operation, (p.Send, p.Recv)):  # most of a program
+            continue
         match operation:
             case p.Linear(weights=weights):
                 found.update(weights)

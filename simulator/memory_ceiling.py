@@ -58,17 +58,19 @@ def most_bytes(model: Model, ceilings: Sequence[Ceiling]) -> int:
 
 
 def _activations(program: p.Program, rank: int, machine: Machine) -> int:
-    operations, dtype = program.ranks[rank], program.dtype
+    dtype, computed = program.dtype, []
     written, held = TOKEN_BYTES * program.step.num_tokens, 0
-    for operation in operations:
-        match operation:
-            case p.Recv(num_bytes=num_bytes):  # with sends, most of a program
-                written += num_bytes
-            case p.Send(num_bytes=num_bytes):  # copied, if it is a part of every row of a value
-                held = max(held, num_bytes)
-            case p.Collective():
-                written += sum(output_bytes(operation, dtype).values()) + received_bytes(operation, dtype, machine)
-            case _:
-                written += sum(output_bytes(operation, dtype).values())
-                held = max(held, workspace_bytes(operation, dtype, machine))
-    return written + held + angle_bytes(operations)
+    for operation in program.ranks[rank]:
+        if isinstance(operation, p.Recv):  # with sends, most of a program
+            written += operation.num_bytes
+        elif isinstance(operation, p.Send):  # copied, if it is a part of every row of a value
+            held = max(held, operation.num_bytes)
+        else:
+            computed.append(operation)
+    for operation in computed:
+        written += sum(output_bytes(operation, dtype).values())
+        if isinstance(operation, p.Collective):
+            written += received_bytes(operation, dtype, machine)
+        else:
+            held = max(held, workspace_bytes(operation, dtype, machine))
+    return written + held + angle_bytes(tuple(computed))

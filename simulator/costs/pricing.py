@@ -84,15 +84,16 @@ def _price_device(
     """(seconds, bytes moved, launch seconds) of ranks of one device type: distinct kernel sequences priced once."""
     learned = {correction.operation: correction for correction in profile.corrections}
     rows: dict[tuple[str, tuple[ComputeKernel, ...]], int] = {("", ()): 0}
-    nothing = 0
+    free = () if learned else TRANSFERS  # most of a program
 
     def row(operation: Operation) -> int:
-        if not learned and isinstance(operation, TRANSFERS):  # most of a program
-            return nothing
         kind = type(operation).__name__ if learned else ""
         return rows.setdefault((kind if kind in learned else "", kernels_of(operation, dtype)), len(rows))
 
-    row_of = [np.array([row(operation) for operation in operations], dtype=np.int64) for operations in lists]
+    row_of = [
+        np.array([0 if isinstance(one, free) else row(one) for one in operations], dtype=np.int64)
+        for operations in lists
+    ]
     kernels = list(dict.fromkeys(kernel for _, sequence in rows for kernel in sequence))
     number = {kernel: index for index, kernel in enumerate(kernels)}
     prediction = predicted(kernels, profile)
