@@ -6,6 +6,7 @@ largest; of the KV blocks the first, which every later query block sees whole.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -111,10 +112,9 @@ def prefill_cells(
         high = np.where(used, (piece + 1) * tokens // column["streams"], 0)
         keys = np.maximum(visible[0], low), np.minimum(visible[1], high)
         keys = visible if most == 1 else keys
-        of_piece = np.zeros(len(cells.row))
-        for span in (edges[:2], edges[2:]):
-            for chunk in chunk_rows((span[0], span[1]), keys, layer.window, causal=model.causal):
-                of_piece += sequence_kernels(question, rates, heads, cells, dealt, chunk, layer.window)
+        spans = (edges[0], edges[1]), (edges[2], edges[3])
+        chunks = [chunk for span in spans for chunk in chunk_rows(span, keys, layer.window, causal=model.causal)]
+        of_piece = sequence_kernels(question, rates, heads, cells.row, dealt, chunks, layer.window)
         seconds, pieces = seconds + of_piece, pieces + (keys[1] > keys[0])
         last_s = np.where(keys[1] > keys[0], of_piece, last_s)
     num = dealt.total[cells.row]
@@ -127,15 +127,18 @@ def sequence_kernels(
     question: Question,
     rates: Rates,
     heads: Heads,
-    cells: Cells,
+    row: Numbers,
     dealt: Dealt,
-    chunk: tuple[Numbers, Numbers, int],
+    chunks: Sequence[tuple[Numbers, Numbers, Numbers | int]],
     window: int,
 ) -> Array:
-    """Both sizes of part: their number times the kernel of their sequences."""
-    queries, keys, causal = chunk
-    row = cells.row
+    """Of all chunks (queries, keys, causal) of cells of candidates ``row``: both sizes of part, their number times the
+    kernels of their sequences."""
     total = np.zeros(len(row))
+    chunks = [chunk for chunk in chunks if chunk[0].any()]
+    if not chunks:
+        return total
+    queries, keys, causal = (np.stack([row * 0 + chunk[side] for chunk in chunks]) for side in (0, 1, 2))
     for parts, count in ((dealt.full_parts, dealt.full), (dealt.other_parts, dealt.other)):
         if not (parts * count).any():
             continue
@@ -143,7 +146,7 @@ def sequence_kernels(
             count[row], queries, keys, heads.queries[row], heads.kernel_keys[row], question.model.head_dim, causal,
             np.where(window < keys, window, 0),
         )  # fmt: skip
-        total += parts[row] * rates.prefill(columns)
+        total += parts[row] * rates.prefill(columns).sum(axis=0)
     return total
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.bounds.attention import Cells, Heads, sequence_kernels
+from planner.bounds.attention import Heads, sequence_kernels
 from planner.bounds.layer import (
     all_reduce_seconds,
     base_layer,
@@ -136,13 +136,13 @@ def _prefill(
     visible = begin, np.minimum(end, tokens // keys)
     plain = (wide["streams"] == 1) & (wide["ring"] == 0)
     number = np.arange(len(wide))
-    cells = Cells(number, np.zeros_like(number), number)
-    seconds = np.zeros(len(wide))
-    for span in (edges[:2], edges[2:]):
-        for chunk in chunk_rows((span[0], span[1]), visible, layer.window, causal=model.causal):
-            exact = sequence_kernels(question, rates, heads, cells, dealt, chunk, layer.window)
-            pieces = sequence_kernels(question, rates.as_roofline(), heads, cells, dealt, chunk, layer.window)
-            seconds += np.where(plain, exact, pieces)
+    spans = (edges[0], edges[1]), (edges[2], edges[3])
+    chunks = [chunk for span in spans for chunk in chunk_rows(span, visible, layer.window, causal=model.causal)]
+    exact, pieces = (
+        sequence_kernels(question, kind, heads, number, dealt, chunks, layer.window)
+        for kind in (rates, rates.as_roofline())
+    )
+    seconds = np.where(plain, exact, pieces)
     return seconds, dealt.total * (edges[1] - edges[0] + edges[3] - edges[2])
 
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from planner.bounds.attention import Cells, cells_of, first_heads, prefill_cells
+from planner.bounds.attention import Cells, cells_of, first_heads, prefill_cells, sequence_kernels
 from planner.bounds.context import last_tokens, replica_tokens
 from planner.bounds.dispatch import dispatched_seconds
 from planner.bounds.layer import (
@@ -117,18 +117,10 @@ def _turns(
     """Attention of ``replica`` of candidate ``row`` on the block that ``step`` brings."""
     heads, wide = first_heads(question, table["heads"].astype(np.int64)), table[row]
     held = _edges(question, wide, (replica - step) % wide["replicas"].astype(np.int64))
-    seconds, sees = np.zeros(len(row)), np.zeros(len(row), dtype=np.bool_)
-    mine = _edges(question, wide, replica)
-    for queries, keys, causal in _chunks(mine, held, step == 0, causal=question.model.causal):
-        sees |= (keys > 0) & (queries > 0)
-        used = np.where(keys > 0, queries, 0)
-        for part, count in ((dealt.full_parts, dealt.full), (dealt.other_parts, dealt.other)):
-            if (part * count).any():
-                columns = (
-                    count[row], used, keys, heads.queries[row], heads.kernel_keys[row], question.model.head_dim,
-                    causal, 0,
-                )  # fmt: skip
-                seconds += part[row] * rates.prefill(columns)
+    chunks = _chunks(_edges(question, wide, replica), held, step == 0, causal=question.model.causal)
+    sees = np.logical_or.reduce([(keys > 0) & (queries > 0) for queries, keys, _ in chunks])
+    used = [(np.where(keys > 0, queries, 0), keys, causal) for queries, keys, causal in chunks]
+    seconds = sequence_kernels(question, rates, heads, row, dealt, used, 0)
     return _Turns(seconds, sees)
 
 
