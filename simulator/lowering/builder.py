@@ -10,6 +10,7 @@ from copy import copy
 from dataclasses import dataclass, field
 from itertools import count
 from math import prod
+from typing import Any
 
 from simulator import program as p
 from simulator.costs.work import contiguous_rows
@@ -96,6 +97,8 @@ class Builder:
         self.ranks: list[list[p.Operation]] = [[] for _ in range(num_ranks)]
         self.fold = fold
         self.narrow = False
+        self.common: dict[tuple[str, int, int], Any] = {}
+        self._narrowed: Builder | None = None
         self._spare: dict[int, list[Iterator[None]]] = {}
         self._alike: dict[int, Plan] = {}
         self._parcels: dict[tuple[int, Layout], tuple[Plan, tuple[Parcel | None, ...]]] = {}
@@ -115,9 +118,10 @@ class Builder:
 
     def narrowed(self) -> Builder:
         """This builder, writing the same lists, for the plans of block 0 alone."""
-        other = copy(self)
-        other.narrow = True
-        return other
+        if self._narrowed is None:
+            self._narrowed = copy(self)
+            self._narrowed.narrow, self._narrowed.common = True, {}
+        return self._narrowed
 
     def spare(self, where: Where, work: Iterator[None]) -> None:
         """Work that nothing waits for: a turn of it is emitted wherever its micro-batch's compute would wait."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from simulator import program as p
 from simulator.cache_layout import head_spans
@@ -14,6 +15,8 @@ from simulator.placement import Placement, Stage, even_split
 from simulator.tile import Block, Span, is_empty, num_tokens, query_blocks
 from simulator.units import DTYPE_BYTES
 from simulator.workload import Phase
+
+Share = TypeVar("Share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +74,21 @@ class Context:
         rule = self.placement.block_rule
         return query_blocks(self.groups.batch, parts, rule, causal=self.model.causal and attending)
 
-    def feed_forward(self, stage: Stage, micro_batch: int) -> Iterator[tuple[int, int, Block]]:
+    def once(
+        self, what: str, stage: Stage, micro_batch: int, shares: Callable[[], Iterable[Share]]
+    ) -> tuple[Share, ...]:
+        """Ranks' shares of a micro-batch, which all layers of a stage have in common, worked out for one of them."""
+        key = what, stage.first_layer, micro_batch
+        if key not in self.builder.common:
+            self.builder.common[key] = tuple(shares())
+        found: tuple[Share, ...] = self.builder.common[key]
+        return found
+
+    def feed_forward(self, stage: Stage, micro_batch: int) -> tuple[tuple[int, int, Block], ...]:
         """(rank, tensor shard, tokens) of every feed-forward rank that has tokens of this micro-batch."""
+        return self.once("feed-forward", stage, micro_batch, lambda: self._feed_forward(stage, micro_batch))
+
+    def _feed_forward(self, stage: Stage, micro_batch: int) -> Iterator[tuple[int, int, Block]]:
         blocks = self.token_blocks(stage.token_replicas, attending=stage.joined)
         for index, rank in enumerate(stage.feed_forward_ranks):
             replica, shard = divmod(index, stage.tensor_degree)
