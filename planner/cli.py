@@ -7,6 +7,7 @@ infeasible, 1 a run that failed or a defect of ours.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     arguments = parser().parse_args(argv)
     try:
-        return handler(arguments.handler)(arguments)
+        command = handler(arguments.handler)
+        if argv is None:
+            gc.freeze()  # a process of its own, which needs all of this to its end
+        return command(arguments)
     except AttnplanError as error:
         print(f"plan: {error}", file=sys.stderr)
         return error.exit_code
@@ -45,9 +49,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def handler(name: str) -> Handler:
-    """The function ``module:function`` in this package, imported only now."""
+    """The function ``module:function`` in this package, imported only now; the collector rests, as modules stay."""
     module, function = name.split(":")
-    found: Handler = getattr(import_module(f"planner.commands.{module}"), function)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        found: Handler = getattr(import_module(f"planner.commands.{module}"), function)
+    finally:
+        if collecting:
+            gc.enable()
     return found
 
 

@@ -6,9 +6,10 @@ import argparse
 import os
 import shlex
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from planner.commands.output import ERR, say, table, to_terminal
+from planner.make import QUICK_SIMULATIONS, make_problem
+from planner.problem import Problem, load_problem
 from simulator import presets
 from simulator.allocation import Allocation, Alternative, Choice
 from simulator.errors import SpecError
@@ -17,16 +18,10 @@ from simulator.profile import load_profile
 from simulator.scenario import Scenario
 from simulator.units import format_bytes, format_seconds
 
-if TYPE_CHECKING:
-    from planner.problem import Problem
-
 PARTS = ("model", "cluster", "workload", "profile")
 
 
 def make(arguments: argparse.Namespace) -> int:
-    from planner.make import QUICK_SIMULATIONS, make_problem
-    from planner.problem import load_problem
-
     scenario = scenario_of(arguments)
     if ERR.is_terminal:
         say(f"planning {scenario.model} on {scenario.cluster} for {scenario.workload} …")
