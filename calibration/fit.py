@@ -17,7 +17,7 @@ from scipy.optimize import least_squares
 
 from calibration.conformal import intervals
 from calibration.folds import Predictor, held_out_seconds
-from calibration.forest import lessons, teaches
+from calibration.forest import lessons, teaches, training_for
 from calibration.gaussian import fit_gaussian
 from calibration.network import Training, train
 from calibration.novelty import Fitted, grid, novel_errors
@@ -77,7 +77,6 @@ OUTLIER_SPREADS = 4.0
 FEW_ROWS = 400
 MIN_RESIDUAL_ROWS = 12
 CONFORMAL_SHARE, CONFORMAL_ROWS = 0.1, 500  # held from the fit for the intervals, whichever is fewer
-STEPS: Mapping[str, int] = {"gemm": 18000}  # a library's choice of kernel takes longer to learn
 FASTER_DTYPES = {"fp8": 2.0, "int8": 2.0}  # dense tensor-core rate over bf16, Hopper and Ampere int8
 
 
@@ -160,7 +159,7 @@ def _fit_many(table: Table, device: Device, options: FitOptions) -> Parts:
     """Networks; intervals from rows they never saw (split-conformal: a tenth, at most CONFORMAL_ROWS)."""
     held = held_for_intervals(len(table.seconds), options.seed)
     fit, out = table.take(~held), table.take(held)
-    training = replace(options.training, steps=STEPS.get(table.kernel, options.training.steps))
+    training = training_for(table, options.training)
     coefficients, residual = _trained(fit, fit_coefficients(fit, device), device, training)
     predicted = _predict(out, coefficients, residual, device)
     fitted = Fitted(fit, coefficients, device, out, np.log(out.seconds / predicted))

@@ -6,7 +6,7 @@ from itertools import product
 
 import numpy as np
 
-from calibration.forest import crossed, lessons
+from calibration.forest import MANY_ROWS, crossed, lessons, teacher, training_for
 from calibration.network import Training, train
 from calibration.rows import Table
 from simulator.costs.cost import PHYSICAL_MODELS
@@ -49,3 +49,20 @@ def test_networks_that_a_forest_taught_are_misled_less_by_noise_around_threshold
 
     taught = missed(*lessons(fit, dict(GEMM_START), DEVICE, log_residual, seed=0))
     assert taught < 0.8 * missed(features, log_residual)
+
+
+def test_forest_and_boosted_trees_together_answer_for_untimed_shapes_around_thresholds() -> None:
+    fit, rest = stepped(GRID[::3]), stepped(GRID[1::3])
+    known, asked = (PHYSICAL_MODELS["gemm"](table.x, GEMM_START, DEVICE) for table in (fit, rest))
+    log_residual, truth = np.log(fit.seconds / known.base_s), np.log(rest.seconds / asked.base_s)
+    answers = teacher(known.features, log_residual, seed=0, boosted=1)(asked.features)
+    assert np.abs(answers - truth).mean() < 0.1 * np.abs(truth).mean()
+
+
+def test_only_matrix_products_are_taught_and_many_rows_make_fewer_and_wider_networks() -> None:
+    table, options = stepped(GRID), Training(steps=7)
+    many = Table("gemm", "bf16", np.ones((MANY_ROWS + 1, 3)), np.ones(MANY_ROWS + 1))
+    experts = Table("moe", "bf16", np.ones((MANY_ROWS + 1, 9)), np.ones(MANY_ROWS + 1))
+    assert training_for(experts, options) == options
+    assert (training_for(table, options).networks, training_for(table, options).width) == (4, 64)
+    assert (training_for(many, options).networks, training_for(many, options).width) == (3, 80)
