@@ -96,7 +96,8 @@ class _Writer:
                 return ["function", _name_of(value)], True
         if is_dataclass(value) and not isinstance(value, type):
             kind = type(value)
-            frozen = kind.__dataclass_params__.frozen  # type: ignore[attr-defined]
+            params = kind.__dataclass_params__  # type: ignore[attr-defined]
+            frozen = params.frozen or params.unsafe_hash  # simulator/value.py
             return ["dataclass", _name_of(kind), *(self.part(getattr(value, one)) for one in _fields_of(kind))], frozen
         return _tensor_node(value), False
 

@@ -5,13 +5,12 @@ See ``program`` for how values lie; everything here is part of ``program.Operati
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from simulator.rope_scaling import RopeScaling
 from simulator.tile import Batch, Block, Span, Tile
+from simulator.value import value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class BaseOperation:
     """What every operation has: its values and its place. layer −1: before the first; num_layers: after the last."""
 
@@ -21,7 +20,7 @@ class BaseOperation:
     micro_batch: int
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Chunk:
     """Queries of one span against rows [kv_start, kv_stop) of their sequence's keys.
 
@@ -34,7 +33,7 @@ class Chunk:
     causal: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Segment:
     """``count`` sequences alike: their query chunks (in row order) and the rows each has in the KV value or cache."""
 
@@ -43,7 +42,7 @@ class Segment:
     kv_rows: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Rope(BaseOperation):
     """qkv [T, (heads+2·kv_heads)·head_dim] → q, kv (or q, k, v) with rotary positions (theta None: only split) and, if
     ``qk_norm``, RMSNorm over head_dim of q and k first (weights ``layers.L.attention.q_norm|k_norm``).
@@ -65,7 +64,7 @@ class Rope(BaseOperation):
     slice_index: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Store(BaseOperation):
     """kv (tile ``source``) → cache.L of this rank: appends the rows of ``target`` to each sequence's cache."""
 
@@ -76,7 +75,7 @@ class Store(BaseOperation):
     head_dim: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Recall(BaseOperation):
     """cache.L of this rank, whose rows are those of ``source`` → kv, the rows of ``target``: a copy."""
 
@@ -87,7 +86,7 @@ class Recall(BaseOperation):
     head_dim: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Attention(BaseOperation):
     """q and (kv or cache.L) → o, or o and lse when its result will be merged.
 
@@ -108,7 +107,7 @@ class Attention(BaseOperation):
     value_dim: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Scores(BaseOperation):
     """q, kv → q·kᵀ/√scale_dim over ``head_dim`` of a head's scale_dim dimensions, unmasked: partial sums of the scores.
 
@@ -128,7 +127,7 @@ class Scores(BaseOperation):
         return pairs * (self.heads[1] - self.heads[0])
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class WeighValues(BaseOperation):
     """scores, kv → o [T, heads, head_dim]: mask, softmax, product with the values."""
 
@@ -141,7 +140,7 @@ class WeighValues(BaseOperation):
     window: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class MergeAttention(BaseOperation):
     """o_1, lse_1, o_2, lse_2, … → o: the softmax over all parts' keys, by log-sum-exp weights in fp32."""
 

@@ -15,7 +15,6 @@ Layouts (T tokens of a block, packed as ``tile.Tile`` says):
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from simulator.attention_operations import Attention as Attention
@@ -30,6 +29,7 @@ from simulator.attention_operations import Store as Store
 from simulator.attention_operations import WeighValues as WeighValues
 from simulator.fold import Fold
 from simulator.tile import Batch, Block, Span, Tile
+from simulator.value import value
 from simulator.weight_slice import WeightSlice as WeightSlice
 from simulator.workload import Step
 
@@ -37,7 +37,7 @@ Packing = Literal["none", "int8", "topk"]
 CollectiveKind = Literal["all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Embed(BaseOperation):
     """tokens (of the whole batch; a Slice picks the rank's) → x [T, hidden]: rows of the table this rank holds, zero
     elsewhere (vocabulary-parallel, summed by an all-reduce)."""
@@ -46,7 +46,7 @@ class Embed(BaseOperation):
     weight: WeightSlice
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Norm(BaseOperation):
     """x → RMSNorm(x)·weight, over ``width`` features."""
 
@@ -56,7 +56,7 @@ class Norm(BaseOperation):
     eps: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Linear(BaseOperation):
     """x [T, k] → x @ concat(weights, outputs) [T, n]; ``bias`` names vectors added, sliced as the outputs."""
 
@@ -73,7 +73,7 @@ class Linear(BaseOperation):
         return sum(weight.num_outputs for weight in self.weights)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Activation(BaseOperation):
     """gelu(x), or for gated [T, 2·width] (gate, up halves): act(gate)·up."""
 
@@ -83,7 +83,7 @@ class Activation(BaseOperation):
     gated: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Add(BaseOperation):
     """x, y → x + y (the residual)."""
 
@@ -91,7 +91,7 @@ class Add(BaseOperation):
     width: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Route(BaseOperation):
     """x → assignment: gate matmul, softmax, top-k; with capacity, a token beyond an expert's slots is dropped (in
     token order; rank of choice first)."""
@@ -104,7 +104,7 @@ class Route(BaseOperation):
     weight: WeightSlice
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Dispatch(BaseOperation):
     """x, assignment → rows sorted by expert for ``experts``: [experts·capacity, hidden], or ragged if dropless."""
 
@@ -116,7 +116,7 @@ class Dispatch(BaseOperation):
     capacity: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Experts(BaseOperation):
     """rows → rows through each expert's feed-forward; ``peers`` ranks' capacity slots follow one another."""
 
@@ -133,7 +133,7 @@ class Experts(BaseOperation):
     routing: str = "balanced"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Combine(BaseOperation):
     """rows, assignment → y [T, hidden]: gate-weighted sum of the rows of ``experts`` (others contribute 0)."""
 
@@ -145,7 +145,7 @@ class Combine(BaseOperation):
     capacity: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Slice(BaseOperation):
     """The part ``target`` of a value that holds ``source``; ``row_width`` elements a column. Contiguous: a view."""
 
@@ -155,7 +155,7 @@ class Slice(BaseOperation):
     row_width: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Concat(BaseOperation):
     """Values holding ``parts`` → one value holding ``target``; together the parts cover it exactly."""
 
@@ -165,7 +165,7 @@ class Concat(BaseOperation):
     row_width: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Sample(BaseOperation):
     """logits [rows, shards·width] → tokens [rows]: the argmax over the vocabulary, or drawn. Shard i holds
     ``even_split(vocab, shards)[i]`` columns, padded with −inf to the widest. ``block``: the positions of the rows."""
@@ -177,7 +177,7 @@ class Sample(BaseOperation):
     block: Block = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Send(BaseOperation):
     """The value read, or its contiguous rows ``rows``, → rank ``to``. ``num_bytes`` are what travels."""
 
@@ -188,7 +188,7 @@ class Send(BaseOperation):
     packing: Packing = "none"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Recv(BaseOperation):
     """A value of ``shape`` from rank ``source``; packed, it travels in ``num_bytes`` bytes."""
 
@@ -200,7 +200,7 @@ class Recv(BaseOperation):
     packing: Packing = "none"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@value(frozen=True, slots=True, kw_only=True)
 class Collective(BaseOperation):
     """One rank's part in a collective of ``ranks``. ``num_bytes``: nccl-tests' size (all_gather: total output).
 
@@ -244,7 +244,7 @@ Transfer = Send | Recv | Collective
 Operation = Compute | Transfer
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class CacheShard:
     """The part of one layer's KV cache that a rank holds after the step: its KV heads and token positions, and of
     ``slices`` dimension slices of a head those of the tile."""
@@ -255,7 +255,7 @@ class CacheShard:
     slices: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@value(frozen=True, slots=True)
 class Program:
     """One step of one model under one placement. ``ranks[r]`` is rank r's list; unused ranks have none.
 
