@@ -7,11 +7,9 @@ a time limit) nothing tells them: each asks now and then who its parent is.
 from __future__ import annotations
 
 import os
-import pickle
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import lru_cache, partial
 from multiprocessing import get_context
 from threading import Thread
 from typing import Any, Literal, TypeVar
@@ -29,22 +27,25 @@ def process_pool(count: int, *, start: Literal["fork", "spawn"]) -> ProcessPoolE
 
 
 def each(function: Callable[[Case], Result], cases: Sequence[Case], workers: int) -> list[Result]:
-    """``function`` of every case, in order, by at most so many forked processes."""
+    """``function`` of every case, in order, by at most so many forked processes. Each is forked with the function, one
+    object for all of its cases: what a problem keeps on the way serves them all."""
     if workers < 2 or len(cases) < 2:
         return [function(case) for case in cases]
-    with process_pool(min(workers, len(cases)), start="fork") as pool:
-        return list(pool.map(partial(_call, pickle.dumps(function)), cases))
+    count, context = min(workers, len(cases)), get_context("fork")
+    with ProcessPoolExecutor(count, context, initializer=_begin, initargs=(os.getpid(), function)) as pool:
+        return list(pool.map(_call, cases))
 
 
-def _call(function: bytes, case: Case) -> Any:
-    return _loaded(function)(case)
+_functions: list[Callable[[Any], Any]] = []  # in a worker: its own
 
 
-@lru_cache(maxsize=1)
-def _loaded(function: bytes) -> Callable[[Any], Any]:
-    """One object for all of a worker's cases: what a problem keeps on the way serves them all."""
-    found: Callable[[Any], Any] = pickle.loads(function)
-    return found
+def _begin(parent: int, function: Callable[[Any], Any]) -> None:
+    end_with_parent(parent)
+    _functions.append(function)
+
+
+def _call(case: Any) -> Any:
+    return _functions[-1](case)
 
 
 def end_with_parent(parent: int) -> None:
