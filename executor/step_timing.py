@@ -118,7 +118,7 @@ class Played:
             filled_layers(program, rank, model.head_dim) if decoding else {} for rank in range(len(program.ranks))
         ]
         self.alike, self.warm = first_alike(program), steady and decoding
-        self.others = torch.ones(COLD_BYTES["cpu"] // 4)
+        self.others = torch.ones(0 if self.warm else COLD_BYTES["cpu"] // 4)
         self._meet()
 
     def _meet(self) -> None:

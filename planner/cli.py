@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 
+from simulator.collector import collector_paused
+
 EXACTNESS = ("exact", "drops-possible", "model-changing")
 OBJECTIVES = {
     "ttft": "shortest time to first token",
@@ -51,13 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def handler(name: str) -> Handler:
     """The function ``module:function`` in this package, imported only now; the collector rests, as modules stay."""
     module, function = name.split(":")
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
+    with collector_paused():
         found: Handler = getattr(import_module(f"planner.commands.{module}"), function)
-    finally:
-        if collecting:
-            gc.enable()
     return found
 
 

@@ -13,6 +13,7 @@ from planner.exploring.critical_path import CriticalPath, Doubt, critical_path, 
 from planner.problem import Problem
 from planner.space import Question
 from simulator.allocation import Interval, Metrics, RankBytes
+from simulator.collector import collector_paused
 from simulator.costs.pricing import price
 from simulator.costs.work import kernels_of
 from simulator.errors import InfeasibleError
@@ -25,7 +26,6 @@ from simulator.placement import Placement
 from simulator.power import drawn_w
 from simulator.profile import Tag
 from simulator.program import Program
-from simulator.simulation.clock import collector_paused
 from simulator.simulation.engine import run_until
 from simulator.simulation.timeline import Timeline
 from simulator.units import PICOSECONDS_PER_S

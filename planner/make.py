@@ -30,8 +30,8 @@ from simulator.allocation import (
     Threshold,
     digest,
 )
+from simulator.collector import collector_paused
 from simulator.scenario import Scenario
-from simulator.simulation.clock import collector_paused
 from simulator.workload import Bucket, Phase
 
 QUICK_SIMULATIONS = 40  # a race, unless it is exact; the FA Pool documents' questions need fewer: those are exact too

@@ -157,9 +157,11 @@ class _Supply:
         return offers
 
     def _disjoint(self, tile: Tile, parts: list[tuple[_Holders, Tile]]) -> bool:
-        """Whether parts, each as it is, make the tile: parts of all its columns do if they are as many tokens."""
-        if all(part.columns == tile.columns and part.dims == tile.dims for _, part in parts):
-            return sum(_size(part) for _, part in parts) == _size(tile)
+        """Whether parts, each as it is, make the tile: parts of all its columns do if they are as many tokens, and
+        together are as many (an overlap may be as large as a gap)."""
+        if parts and all(part.columns == tile.columns and part.dims == tile.dims for _, part in parts):
+            together = replace(tile, block=union([part.block for _, part in parts]))
+            return sum(_size(part) for _, part in parts) == _size(tile) == _size(together)
         whole = [(holders.indices[0], part) for holders, part in parts]
         return self._taken(tile, [index for index, _ in whole]) == whole
 

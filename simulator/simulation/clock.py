@@ -5,9 +5,7 @@ Bare calls go through SimPy's own queue, without an event object each: a run mak
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any
 
@@ -22,18 +20,6 @@ NORMAL = int(EventPriority(1))
 
 def picoseconds(seconds: float) -> int:
     return round(seconds * PICOSECONDS_PER_S)
-
-
-@contextmanager
-def collector_paused() -> Iterator[None]:
-    """No cyclic garbage collection inside: a run keeps millions of live objects and makes no cycles worth a search."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 class Clock(simpy.Environment):

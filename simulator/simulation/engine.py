@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simulator.cluster import Cluster
+from simulator.collector import collector_paused
 from simulator.costs.collective_cost import Call, collective_cost
 from simulator.costs.pricing import Quantile, as_measured, price
 from simulator.errors import ExecutionError, InfeasibleError
@@ -31,7 +32,7 @@ from simulator.fabric.topology import Topology
 from simulator.fold import UnfoldableError
 from simulator.profile import Profile
 from simulator.program import Collective, Program
-from simulator.simulation.clock import Clock, collector_paused, picoseconds
+from simulator.simulation.clock import Clock, picoseconds
 from simulator.simulation.deadlock import Stuck, deadlock_message
 from simulator.simulation.lateness import Late, latest_starts
 from simulator.simulation.streams import stream_key, tasks_of, waits_across
